@@ -148,6 +148,9 @@ def test_another_study_is_refused_and_told_apart(tmp_path: Path) -> None:
 def test_an_identity_is_compared_as_it_is_stored(tmp_path: Path) -> None:
     Journal.open(tmp_path, {"budgets": (1.0, 2.0)}).close()
     Journal.open(tmp_path, {"budgets": [1.0, 2.0]}).close()
+    assert Journal.read(tmp_path).identity == {"budgets": [1.0, 2.0]}
+    with pytest.raises(StudyMismatch):
+        Journal.open(tmp_path, {"budgets": (2.0, 1.0)})
 
 
 SECOND_DRIVER = """

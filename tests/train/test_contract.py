@@ -42,6 +42,7 @@ def refused(model_cls: Any = Good, size: str = "width", kwargs: dict[str, Any] |
 
 
 def probe(model_cls: Any = Good, batch: Any = BATCH, sizes: tuple[int, ...] = (8, 16), **loss: Any) -> None:
+    """Raises ContractError with every breach; None is the contract kept."""
     objective = Objective(**loss or {"loss_fn": squared})
     check_probe(Measurer(model_cls, "width", {}, objective, batch, 1), sizes, CPU)
 
@@ -157,8 +158,10 @@ def test_a_count_with_or_without_frozen_parameters_passes() -> None:
         def num_params(self) -> int:
             return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
-    probe(Frozen)
-    probe(Trainable)
+    counted = Frozen(8).num_params(), Trainable(8).num_params()
+    assert counted[0] - counted[1] == Frozen(8).first.weight.numel()  # two honest counts of one model, and both pass:
+    assert probe(Frozen) is None
+    assert probe(Trainable) is None
 
 
 def test_what_is_built_must_be_a_module_with_a_count() -> None:
@@ -182,7 +185,9 @@ def test_one_size_that_can_be_built_is_enough() -> None:
             raise ValueError("too narrow")
         return Good(width)
 
-    probe(even)
+    with pytest.raises(ContractError, match="too narrow"):
+        probe(even, sizes=(8, 12))
+    assert probe(even, sizes=(8, 16)) is None  # the same model, with one size that it takes
 
 
 # --- one step ------------------------------------------------------------------------------------------------------
@@ -229,4 +234,4 @@ def test_exactly_one_loss(loss: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.functional.mse_loss, lambda *both: squared(*both)])
 def test_modules_functions_and_open_signatures_are_losses(loss: Any) -> None:
-    probe(loss_fn=loss)
+    assert probe(loss_fn=loss) is None

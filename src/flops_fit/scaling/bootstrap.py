@@ -119,7 +119,7 @@ def _normal(runs: Runs, fit: LawFit, draws: int, seed: int) -> Draws:
 def interval(values: ArrayLike) -> tuple[Array, Array]:
     """95% percentile interval over the first axis of bootstrap values (K, ...). Eq. S12.
 
-    With smooth resampling it covers the truth in 94-98% of simulated studies: benchmarks/coverage.py.
+    How often it holds the truth in simulated studies: benchmarks/coverage.py.
     """
     low, high = np.percentile(np.asarray(values), [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
     return cast(Array, low), cast(Array, high)
@@ -129,7 +129,7 @@ def symmetric(draws: Array, estimate: Array) -> tuple[Array, Array]:
     """95% interval estimate +- h along axis 0 of `draws` (K, ...); estimate (...). Eq. S12b; Hall 1988.
 
     Extrapolated losses of resamples lie to one side of the estimate, because E is pushed to its bound on one side only.
-    Plain percentiles inherit that side, and correcting for it (Efron 1981) covers 90-95% in simulated studies;
+    Plain percentiles inherit that side, and correcting for it (Efron 1981) covers too seldom;
     distances from the estimate know no side.
     """
     half = np.percentile(np.abs(draws - estimate), 100 * LEVEL, axis=0)

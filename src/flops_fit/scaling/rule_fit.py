@@ -276,7 +276,7 @@ def _power_law(exponents: Mapping[str, str], name: str, points: Sequence[RulePoi
                rng: np.random.Generator) -> tuple[list[float], list[tuple[float, float]], float]:
     """Least squares in logs: coefficient and exponents, their 95% intervals, rms of the residuals. Eq. S43.
 
-    Residuals are drawn, not points: at 4 to 9 points drawn points cover 48-94% of the time, drawn residuals 93-96%.
+    Residuals are drawn, not points: of 4 to 9 points, drawn points cover too seldom.
     """
     x = np.log([[getattr(point, column) for column in exponents.values()] for point in points])
     y = np.log([getattr(point, name) for point in points])
