@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'installing into $(VENV) (a minute or more the first time)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[train,dev]'
+	$(PIP) -e '.[train,data,dev]'
 	@touch $@
 
 demo: $(STAMP)

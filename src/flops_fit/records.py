@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 Status = Literal["ok", "diverged", "failed"]
 Role = Literal["sweep", "probe", "verify"]
 
-LABELS = frozenset({"budget", "role"})  # say why a run was asked for; do not change what it computes
+LABELS = frozenset({"budget", "role", "shared_steps"})  # why a run was asked for, and who paid; not what it computes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,8 @@ class RunSpec(Record):
     seed: int
     budget: float           # label: the compute budget (FLOPs) that asked for this run
     role: Role = "sweep"    # label
+    warmup_steps: int | None = None  # a number: a branch of the trunk that all runs of its `lane` share (Eq. P7)
+    shared_steps: int = 0   # label: first steps of this run that a shorter one of its lane pays for
 
     @property
     def flops(self) -> float:
@@ -62,9 +64,23 @@ class RunSpec(Record):
         return self.flops_per_token * self.tokens
 
     @property
+    def cost(self) -> float:
+        """FLOPs that this run adds to a sweep: C without the steps that a shorter run of its lane has already done."""
+        return self.flops * (self.steps - self.shared_steps) / self.steps
+
+    @property
+    def lane(self) -> str:
+        """Runs of one lane begin with the same steps, so they go one after the other; "" goes at any time."""
+        if self.warmup_steps is None:
+            return ""
+        return f"{self.study}-{self.size}-{self.batch_size}-{self.lr!r}-{self.seed}-{self.warmup_steps}"
+
+    @property
     def key(self) -> str:
         """Hash of everything that changes the outcome (labels do not)."""
         content = {name: value for name, value in self.to_dict().items() if name not in LABELS}
+        if self.warmup_steps is None:
+            del content["warmup_steps"]  # as before there were branches: journals of then stay valid
         return content_hash(content)
 
 
@@ -77,7 +93,8 @@ class RunResult(Record):
     loss: float | None                 # mean loss on the held-out windows, the same for all runs
     reason: str = ""                   # why the run is not "ok"
     tokens: int = 0                    # D really trained on
-    flops: float = 0.0                 # C really spent
+    flops: float = 0.0                 # C of the training behind the loss, shared steps included
+    spent: float | None = None         # FLOPs that were done for this run alone; None: all of `flops`
     seconds: float = 0.0               # wall time of the run
     peak_memory_bytes: int = 0         # resident memory of the process (CPU), or allocated (CUDA)
     curve: tuple[tuple[int, float], ...] = ()   # (tokens, training loss), thinned
