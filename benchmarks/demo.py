@@ -1,15 +1,17 @@
 """The demo measured as a user sees it: estimate, wall time, peak memory, quality of the law, verification.
 
-    python benchmarks/demo.py [FOLDER]          plans and runs `flops-fit find gpt-python --verify 4` in a fresh FOLDER
-    python benchmarks/demo.py FOLDER --refit    fits the runs of FOLDER again; times stay those of the last full run
+    python benchmarks/demo.py              plans and runs `flops-fit find gpt-python --verify 4` in a fresh folder
+    python benchmarks/demo.py --recipe vit-cifar --data cifar10.parquet      the same of another recipe
+    python benchmarks/demo.py --refit      fits the runs of the folder again; times stay those of the last full run
 
 Bars: <= 8 min until the report, >= 20 runs, <= 2 GB; residual rms <= 1%; alpha, beta in [.1, .9]; every group with an
 interior optimum; prediction at 4 x the largest budget within 2% and inside the printed 95% interval; estimated time and
-memory within 25%.
+memory within 20%.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -82,27 +84,31 @@ def figures_of(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def refit(folder: Path) -> None:
-    """After a change of the fit alone: new law and verdict from the same runs, beside the times measured then."""
-    out, _, _ = watched([*CLI, "find", "gpt-python", "--output", str(folder), "--verify", "4", "--json"])
-    before = json.loads((RESULTS / "demo.json").read_text())
-    timed = before.get("timed_at_commit", before["commit"])
-    record("demo", {**before, **figures_of(json.loads(out)), "timed_at_commit": timed})
-
-
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/benchmark-demo")
-    if "--refit" in sys.argv:
-        refit(folder)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="gpt-python")
+    parser.add_argument("--data")
+    parser.add_argument("--refit", action="store_true")
+    given = parser.parse_args()
+    name = "demo" if given.recipe == "gpt-python" else given.recipe
+    folder = Path("outputs") / f"benchmark-{name}"
+    recipe = [given.recipe, *(["--data", given.data] if given.data else [])]
+    find = [*CLI, "find", *recipe, "--output", str(folder)]
+    if given.refit:  # after a change of the fit alone
+        out, _, _ = watched([*find, "--verify", "4", "--json"])
+        before = json.loads((RESULTS / f"{name}.json").read_text())
+        timed = before.get("timed_at_commit", before["commit"])
+        record(name, {**before, **figures_of(json.loads(out)), "timed_at_commit": timed})
         return
     shutil.rmtree(folder, ignore_errors=True)
-    plan = json.loads(watched([*CLI, "plan", "gpt-python", "--json"])[0])
-    _, seconds, peak = watched([*CLI, "find", "gpt-python", "--output", str(folder)])
-    out, verify_seconds, _ = watched([*CLI, "find", "gpt-python", "--output", str(folder), "--verify", "4", "--json"])
+    plan = json.loads(watched([*CLI, "plan", *recipe, "--json"])[0])
+    _, seconds, peak = watched(find)
+    out, verify_seconds, _ = watched([*find, "--verify", "4", "--json"])
+    result = json.loads(out)
     record(
-        "demo",
+        name,
         {
-            **figures_of(json.loads(out)),
+            **figures_of(result),
             "seconds_until_report": round(seconds, 1),
             "seconds_of_verify": round(verify_seconds, 1),
             "peak_memory_gb": round(peak / 1e9, 3),
@@ -110,6 +116,8 @@ def main() -> None:
             "estimated_seconds_off": off(plan["seconds"], seconds),
             "estimated_memory_off": off(plan["peak_memory_bytes"], peak),
             "plan_flops": plan["total_flops"],
+            "plan_flops_of_separate_runs": plan["separate_flops"],
+            "spent_flops": sum(run["spent"] for run in result["experiments"]),  # also of sizes that were added
         },
     )
 

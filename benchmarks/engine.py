@@ -21,7 +21,8 @@ from flops_fit.recipes import load
 from flops_fit.records import RunSpec
 from flops_fit.runs.watch import Quiet
 from flops_fit.study import Sweep
-from flops_fit.train.engine import Trainer, TrainingRun, matmul_peak
+from flops_fit.train.engine import Trainer, TrainingRun
+from flops_fit.train.machine import matmul_peak
 from flops_fit.train.schedule import wsd
 
 STEPS, ROUNDS = 60, 9
@@ -39,7 +40,7 @@ def bare_loop(trainer: Trainer, spec: RunSpec) -> float:
     started = time.perf_counter()
     for step in range(spec.steps):
         for group in optimizer.param_groups:
-            group["lr"] = spec.lr * wsd(step, spec.steps, 0.1, 0.5)
+            group["lr"] = spec.lr * wsd(step, spec.steps, 0.1 * spec.steps, 0.5 * spec.steps)
         inputs, targets = next(batches)
         loss = trainer.objective.loss_fn(model(inputs), targets)
         loss.backward()

@@ -22,7 +22,10 @@ NEIGHBOURS = {("train", "data"), ("evaluate", "data"), ("hub", "export"), ("work
               ("records", "errors")}  # fmt: skip
 FORBIDDEN = {("evaluate", "train"), ("serve", "train"), ("runs", "train")}
 WITHOUT_TORCH = {"errors", "records", "scaling", "runs"}
-ONE_HOME = {"cloudpickle": {"runs/executors.py"}, "matplotlib": {"scaling/plot.py"}}
+ONE_HOME = {
+    "cloudpickle": {"runs/executors.py"}, "matplotlib": {"scaling/plot.py"}, "pyarrow": {"data/parquet.py"},
+    "PIL": {"data/pictures.py"}, "huggingface_hub": {"data/documents.py"}, "tokenizers": {"data/text.py"},
+}  # fmt: skip
 
 
 def imports(tree: ast.AST, path: str) -> Iterator[str]:

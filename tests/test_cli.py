@@ -7,7 +7,9 @@ import csv
 import io
 import json
 import os
+import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +22,10 @@ from typer.testing import CliRunner
 from contracts.executor import gone, heed_ctrl_c
 from flops_fit import cli
 from flops_fit.errors import FlopsFitError
+from flops_fit.recipes import BUILT_IN
+from flops_fit.runs.beacon import Beacon
 from flops_fit.runs.journal import Journal
+from flops_fit.runs.watch import Quiet
 from flops_fit.scaling.law import Law
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,10 +134,28 @@ def test_plan(folder: Path) -> None:
     for run in found["experiments"]:
         assert {"budget", "size", "params", "tokens", "flops", "seconds"} <= set(run)
         assert run["seconds"] > 0
-    assert found["total_flops"] == pytest.approx(sum(run["flops"] for run in found["experiments"]))
+    assert found["total_flops"] == pytest.approx(sum(run["cost"] for run in found["experiments"]))
+    assert found["separate_flops"] == pytest.approx(sum(run["flops"] for run in found["experiments"]))
     assert found["seconds"] >= sum(run["seconds"] for run in found["experiments"])
     assert found["peak_memory_bytes"] > 0
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"mine.py"}  # nothing was written
+
+
+def test_data_reach_the_recipe(folder: Path) -> None:
+    with (folder / "mine.py").open("a") as file:
+        file.write("\ndef told(data='its own'):\n    from dataclasses import replace\n"
+                   "    return replace(study(), describe_data=data)\n")
+    for words, data in {(): "its own", ("--data", "stories.txt"): "stories.txt"}.items():
+        assert document("plan", "mine:told", *words)["conventions"]["data set"].startswith(f"{data}; hash ")
+    found = document("find", "mine:told", "--data", "x", "--bootstrap", "40", "--executor", "inline")
+    assert found["checklist"]["data set"].startswith("x; hash ")
+    assert "--data: got 'x', but mine:study takes no data from outside" in refused("plan", "mine:study", "--data", "x")
+
+
+def test_help_names_the_built_in_recipes() -> None:
+    for verb in ("plan", "find"):
+        shown = " ".join(CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"}).output.split())
+        assert f"{', '.join(BUILT_IN)}, or module:function" in shown
 
 
 def test_plan_with_other_budgets_and_sizes(folder: Path) -> None:
@@ -157,6 +180,28 @@ def test_find_verify_predict_and_again(folder: Path) -> None:
     assert code == 0
     assert "SYNTHETIC" in out and out.rstrip().endswith("report: out/report.html")
     assert "already in the journal" in err
+    check_status(found)
+
+
+def check_status(found: dict[str, Any]) -> None:
+    """What is told of the finished sweep in `out`; and that its law is not taken for that of runs which ended later."""
+    told = document("status", "out")
+    assert {"folder", "state", "driver", "runs", "cost", "running", "counts", "failures", "verdict"} <= set(told)
+    assert (told["state"], told["driver"], told["running"]) == ("finished", None, [])
+    assert told["counts"] == {"sweep": {"ok": len(found["experiments"])}, "verify": {"ok": 1}}
+    lowest: dict[float, float] = {}
+    for run in found["experiments"]:
+        budget = run["spec"]["budget"]
+        lowest[budget] = min(run["loss"], lowest.get(budget, run["loss"]))
+    assert {best["budget"]: best["loss"] for best in told["best"]} == lowest
+    code, out, _ = call("status", "out", "--follow")  # nothing to wait for
+    assert code == 0 and out.startswith("out: finished\n") and out.endswith(f"{told['verdict']}\n")
+    assert told["verdict"].startswith("SYNTHETIC") and 'http-equiv="refresh"' not in Path("out/report.html").read_text()
+    Beacon("out", Quiet()).begin([], reused=0)
+    earlier = Path("out/result.json").stat().st_mtime - 10.0
+    os.utime("out/result.json", (earlier, earlier))
+    told = document("status", "out")
+    assert told["state"] == "failed" and f"before: {told['verdict']}" in call("status", "out")[1]
 
 
 def test_fit_and_predict_from_its_output(folder: Path) -> None:
@@ -209,7 +254,7 @@ def test_doctor() -> None:
     assert {"flops-fit", "python", "torch", "cores", "device"} <= set(found)
 
 
-@pytest.mark.parametrize("verb", ["plan", "find", "fit", "predict", "doctor"])
+@pytest.mark.parametrize("verb", ["plan", "find", "fit", "predict", "status", "doctor"])
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     shown = CliRunner().invoke(cli.app, [verb, "--help"])
     assert shown.exit_code == 0
@@ -221,7 +266,7 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    ("plan gpt-pyhton", "RECIPE: got 'gpt-pyhton'; allowed are gpt-python or module:function; did you mean gpt-py"),
+    ("plan gpt-pyhton", f"got 'gpt-pyhton'; allowed are {', '.join(BUILT_IN)} or module:function; did you mean gpt-py"),
     ("plan mine:stduy", "RECIPE: mine:stduy: module 'mine' has no 'stduy'"),
     ("plan nomodule:study", "RECIPE: nomodule:study: no module 'nomodule'"),
     ("plan mine:nothing", "RECIPE: mine:nothing returned NoneType"),
@@ -238,6 +283,8 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     ("plan mine:study --executor procceses", 'did you mean "processes"'),
     ("find mine:study --output mine.py", "output folder 'mine.py' cannot be used"),
     ("fit none.csv", "none.csv"),
+    ("status none", "no journal can be read at 'none/journal.jsonl'"),
+    ("status . --follow", "no journal can be read"),
     ("predict none.json 1e21", "RESULT: none.json: No such file"),
     ("predict mine.py 1e21", "RESULT: mine.py is not a result"),
 ], ids=lambda value: value if " " in value else "")  # fmt: skip
@@ -333,3 +380,31 @@ def test_ctrl_c_ends_with_130_and_leaves_a_journal_to_resume_and_no_child(folder
     assert len(workers) == 2
     assert all(gone(pid) for pid in workers)
     assert len(Journal.read(folder / "out").results) >= 1
+
+
+def follow(folder: Path, *words: str) -> tuple[subprocess.Popen[str], int]:
+    """`status --follow` of `folder` in a process of its own, and its terminal, after it has drawn a running sweep."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "flops_fit.cli", "status", str(folder), "--follow", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TERM": "xterm"}
+    watcher = subprocess.Popen(command, env=environment, preexec_fn=heed_ctrl_c, stdout=subprocess.PIPE, stderr=theirs,
+                               text=True)  # fmt: skip
+    os.close(theirs)
+    drawn = b""
+    while b"running" not in drawn:
+        drawn += os.read(ours, 4096)
+    return watcher, ours
+
+
+def test_following_ends_with_ctrl_c_or_with_the_sweep(tmp_path: Path) -> None:
+    with Journal.open(tmp_path, {"study": 1}):
+        watcher, terminal = follow(tmp_path)
+        watcher.send_signal(signal.SIGINT)
+        out, _ = watcher.communicate(timeout=WAIT_SECONDS)
+        os.close(terminal)
+        assert (watcher.returncode, out.splitlines()[0]) == (0, f"{tmp_path}: running, pid {os.getpid()} on host "
+                                                                f"{socket.gethostname()}")  # fmt: skip
+        watcher, terminal = follow(tmp_path, "--json")
+    out, _ = watcher.communicate(timeout=WAIT_SECONDS)
+    os.close(terminal)
+    assert watcher.returncode == 0 and json.loads(out)["state"] == "stopped"

@@ -1,6 +1,6 @@
 """What each choice of the gpt-python recipe is worth: one change at a time, same compute, two seeds.
 
-    python experiments/gpt-python/ablate.py        about 5 minutes on 2 cores; writes results.csv beside this file
+    python experiments/gpt-python/ablate.py     about 7 minutes on 2 cores; adds the rows that results.csv lacks
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from flops_fit.runs.executors import ProcessExecutor
 from flops_fit.runs.watch import Quiet
 from flops_fit.scaling.rules import BatchRule, LrRule
 from flops_fit.study import Study, Sweep
-from flops_fit.train.engine import Trainer, TrainOptions
+from flops_fit.train.engine import Trainer
+from flops_fit.train.options import BRANCHED, TrainOptions
 
 COMPUTE, SIZE, SEEDS = 4e11, 64, (0, 1)
 
@@ -74,6 +75,11 @@ def variants(base: Study) -> Iterator[tuple[str, Study]]:
         yield f"batch x {factor:g}", changed(batch_size=BatchRule(base.batch_size.coefficient * factor))
     yield "warmup 5%", changed(train_options=TrainOptions(warmup=0.05))
     yield "decay 20%", changed(train_options=TrainOptions(decay=0.2))
+    yield "decay 20%, 1 - sqrt", changed(train_options=TrainOptions(decay=0.2, shape="1-sqrt"))
+    yield "decay 25%", changed(train_options=TrainOptions(decay=0.25))
+    yield "decay 25%, 1 - sqrt", changed(train_options=BRANCHED)
+    yield "decay 50%, 1 - sqrt", changed(train_options=TrainOptions(shape="1-sqrt"))
+    yield "warmup 2%, decay 25%, 1 - sqrt", changed(train_options=dataclasses.replace(BRANCHED, warmup=0.02))
     training, held_out = python_source(128)
     yield "context 128", changed(
         dataset=training, held_out=held_out, model_kwargs={**base.model_kwargs, "context": 128}
@@ -81,29 +87,32 @@ def variants(base: Study) -> Iterator[tuple[str, Study]]:
 
 
 def main() -> None:
+    table = Path(__file__).parent / "results.csv"
+    known = {row["variant"]: row for row in csv.DictReader(table.open())} if table.exists() else {}
     rows = []
-    for name, variant in variants(study()):
-        sweep = Sweep(variant, executor="processes", workers=2, watch=Quiet())
-        measured = sweep.sizes.at(SIZE)
-        spec = sweep.rules(variant.lr).spec(measured, COMPUTE)
-        assert isinstance(sweep.trainer, Trainer)
-        task = dataclasses.replace(sweep.trainer, threads=1)
-        specs = [dataclasses.replace(spec, seed=seed) for seed in SEEDS]
-        results = list(ProcessExecutor(2).run(specs, task, lambda event: None))
-        losses = [result.loss for result in results]
-        rows.append(
-            {
-                "variant": name, "params": spec.params, "tokens": spec.tokens, "steps": spec.steps,
-                "batch": spec.batch_size, "lr": f"{spec.lr:.4g}", "loss_mean": f"{statistics.mean(losses):.4f}",
-                "loss_seeds": " ".join(f"{loss:.4f}" for loss in sorted(losses)),
-                "seconds": f"{statistics.mean(result.seconds for result in results):.1f}",
-            }
-        )  # fmt: skip
+    for name, variant in variants(dataclasses.replace(study(), schedule="wsd")):
+        rows.append(known.get(name) or measured(name, variant))
         print(rows[-1], flush=True)
-    with (Path(__file__).parent / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows + [row for other, row in known.items() if other not in {r["variant"] for r in rows}])
+
+
+def measured(name: str, variant: Study) -> dict[str, object]:
+    sweep = Sweep(variant, executor="processes", workers=2, watch=Quiet())
+    size = sweep.sizes.at(SIZE)
+    spec = sweep.rules(variant.lr).spec(size, COMPUTE)
+    assert isinstance(sweep.trainer, Trainer)
+    specs = [dataclasses.replace(spec, seed=seed) for seed in SEEDS]
+    results = list(ProcessExecutor(2).run(specs, sweep.trainer.on(threads=1), lambda event: None))
+    losses = [result.loss for result in results]
+    return {
+        "variant": name, "params": spec.params, "tokens": spec.tokens, "steps": spec.steps,
+        "batch": spec.batch_size, "lr": f"{spec.lr:.4g}", "loss_mean": f"{statistics.mean(losses):.4f}",
+        "loss_seeds": " ".join(f"{loss:.4f}" for loss in sorted(losses)),
+        "seconds": f"{statistics.mean(result.seconds for result in results):.1f}",
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

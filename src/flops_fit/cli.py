@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from flops_fit.errors import FlopsFitError, InputError
+from flops_fit.recipes import BUILT_IN, load
 
 if TYPE_CHECKING:
+    from flops_fit.runs.status import Status
     from flops_fit.scaling.result import Prediction, Result
     from flops_fit.study import Study, Sweep
+
+FOLLOW_SECONDS = 2.0  # between two looks of `status --follow`
 
 app = typer.Typer(
     help="From a compute budget to the size of your model, the data it needs and the loss to expect.",
@@ -24,29 +29,35 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="gpt-python or module:function returning a Study")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help=f"{', '.join(BUILT_IN)}, or module:function returning a Study")
+]
+Data = Annotated[
+    str | None, typer.Option(help="what the recipe trains on, a path for instance; default: what it brings itself")
+]
 Budgets = Annotated[str | None, typer.Option(help="FLOPs of one run each, comma-separated: 1e11,3e11,1e12")]
 SizeList = Annotated[str | None, typer.Option(help="these sizes at every budget, comma-separated, instead of a search")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout and nothing else there")]
-ExecutorName = Annotated[str, typer.Option(help="local, inline or processes")]
-Workers = Annotated[int | None, typer.Option(help="worker processes; default: one for each core")]
+ExecutorName = Annotated[str, typer.Option(help="local, inline, processes, or ranks (share each run)")]
+Workers = Annotated[int | None, typer.Option(help="worker processes, or ranks; default: one for each core")]
 Seed = Annotated[int | None, typer.Option(help="of initialisation and data order; default: the recipe's")]
 Bootstrap = Annotated[int, typer.Option(help="resamples behind the intervals")]
 
 
 @app.command(epilog="Example: flops-fit plan gpt-python --budgets 2e11,6e11,1.8e12")
 def plan(
-    recipe: RecipeName, budgets: Budgets = None, sizes: SizeList = None, executor: ExecutorName = "local",
-    workers: Workers = None, seed: Seed = None, as_json: Json = False,
+    recipe: RecipeName, data: Data = None, budgets: Budgets = None, sizes: SizeList = None,
+    executor: ExecutorName = "local", workers: Workers = None, seed: Seed = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show what a sweep would run and cost on this machine, without training."""
-    planned = _sweep(_study(recipe, budgets, sizes, seed), executor, workers).plan()
+    planned = _sweep(_study(recipe, data, budgets, sizes, seed), executor, workers).plan()
     _print(planned.to_dict() if as_json else str(planned))
 
 
 @app.command(epilog="Example: flops-fit find gpt-python --verify 4")
 def find(
     recipe: RecipeName,
+    data: Data = None,
     output: Annotated[
         Path | None, typer.Option(help="folder for the journal, result, plots and report; default outputs/RECIPE")
     ] = None,
@@ -64,7 +75,7 @@ def find(
     as_json: Json = False,
 ) -> None:
     """Run the sweep, fit the law and answer: how big, how much data, which loss. Resumes where it stopped."""
-    sweep = _sweep(_study(recipe, budgets, sizes, seed), executor, workers)
+    sweep = _sweep(_study(recipe, data, budgets, sizes, seed), executor, workers)
     output = output or Path("outputs") / recipe.replace(":", "-")
     try:
         result = sweep.find(output, resume=resume, extend=extend, verify=verify, bootstrap=bootstrap)
@@ -142,6 +153,19 @@ def predict(
                          for name, answers in found.items() for a in answers))  # fmt: skip
 
 
+@app.command(epilog="Example: flops-fit status outputs/gpt-python --follow")
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="output folder of `flops-fit find` or find_optimal")],
+    follow: Annotated[
+        bool, typer.Option("--follow", help="draw it anew every 2 s on stderr until the sweep ends, or Ctrl-C")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show how a sweep stands: running, finished, stopped or failed; best losses, failures, time left, verdict."""
+    found = _look(folder, follow)
+    _print(found.to_dict() if as_json else str(found))
+
+
 @app.command(epilog="Example: flops-fit doctor")
 def doctor(as_json: Json = False) -> None:
     """Show what this machine has: Python, packages, device, matmul speed."""
@@ -162,12 +186,10 @@ def _fail(error: FlopsFitError) -> NoReturn:
     raise SystemExit(2)
 
 
-def _study(recipe: str, budgets: str | None, sizes: str | None, seed: int | None) -> Study:
+def _study(recipe: str, data: str | None, budgets: str | None, sizes: str | None, seed: int | None) -> Study:
     from dataclasses import replace
 
-    from flops_fit.recipes import load
-
-    study = load(recipe)
+    study = load(recipe, data)
     if seed is not None:
         study = replace(study, seed=seed)
     if budgets is not None:
@@ -182,6 +204,27 @@ def _sweep(study: Study, executor: str, workers: int | None) -> Sweep:
     from flops_fit.study import Sweep
 
     return Sweep(study, executor=executor, workers=workers, watch=default_watch())
+
+
+def _look(folder: Path, follow: bool) -> Status:
+    """How the sweep in `folder` stands, at once or when it has ended."""
+    from contextlib import suppress
+
+    from flops_fit.runs.status import status as look
+
+    found = look(folder)
+    if not follow:
+        return found
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with suppress(KeyboardInterrupt), Live(console=Console(stderr=True), transient=True, auto_refresh=False) as screen:
+        while found.state == "running":
+            screen.update(Text(str(found), no_wrap=True, overflow="ellipsis"), refresh=True)
+            time.sleep(FOLLOW_SECONDS)
+            found = look(folder)
+    return found
 
 
 def _numbers(name: str, text: str) -> list[float]:
@@ -255,7 +298,7 @@ def _examine() -> dict[str, Any]:
             found[package] = "not installed: pip install 'flops-fit[train]'"
     found["cores"] = os.cpu_count()
     try:
-        from flops_fit.train.engine import device_report
+        from flops_fit.train.machine import device_report
     except ImportError:
         return found
     return {**found, **device_report()}

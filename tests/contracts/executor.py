@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from flops_fit.runs.executors import Event, Executor, Progress, Progressed, Star
 DEATH_SECONDS = 20.0  # generous: a loaded machine may take long to deliver a signal; asserted is that it happens at all
 
 
-def spec(size: int) -> RunSpec:
-    """A run whose FLOPs grow with `size`."""
-    return RunSpec(study="test", size=size, params=100 * size, flops_per_token=600.0 * size, steps=10, batch_size=4,
-                   tokens=4000, lr=1e-3, seed=0, budget=1e6)  # fmt: skip
+def spec(size: int, steps: int = 10, warmup_steps: int | None = None, shared_steps: int = 0) -> RunSpec:
+    """A run whose FLOPs grow with `size` and `steps`; with `warmup_steps` it is in the lane of its size."""
+    return RunSpec(study="test", size=size, params=100 * size, flops_per_token=600.0 * size, steps=steps, batch_size=4,
+                   tokens=400 * steps, lr=1e-3, seed=0, budget=1e6, warmup_steps=warmup_steps,
+                   shared_steps=shared_steps)  # fmt: skip
 
 
 def result(spec: RunSpec) -> RunResult:
@@ -78,6 +80,26 @@ def tells_its_pid_and_sleeps(spec: RunSpec, progress: Progress) -> RunResult:
     return result(spec)
 
 
+@dataclass(frozen=True)
+class Diary:
+    """A task that writes "size steps" into a file when it begins and when it ends; the file keeps the order."""
+
+    path: Path
+
+    def __call__(self, spec: RunSpec, progress: Progress) -> RunResult:
+        self.write(spec)
+        time.sleep(0.05)
+        self.write(spec)
+        return result(spec)
+
+    def write(self, spec: RunSpec) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{spec.size} {spec.steps}\n")
+
+    def read(self) -> list[tuple[int, ...]]:
+        return [tuple(map(int, line.split())) for line in self.path.read_text().splitlines()]
+
+
 def ignore(event: Event) -> None:
     """A listener that does nothing."""
 
@@ -94,6 +116,16 @@ class ExecutorContract:
 
     def test_no_specs_no_results(self, executor: Executor) -> None:
         assert list(executor.run([], plain, ignore)) == []
+
+    def test_runs_of_a_lane_go_one_after_the_other(self, executor: Executor, tmp_path: Path) -> None:
+        sizes, lengths = (1, 2, 3), (10, 20, 30)
+        specs = [spec(size, steps, warmup_steps=5) for steps in (30, 10, 20) for size in sizes]
+        diary = Diary(tmp_path / "diary")
+        assert {one.spec for one in executor.run([*specs, spec(9)], diary, ignore)} == {*specs, spec(9)}
+        for size in sizes:
+            steps = [steps for its_size, steps in diary.read() if its_size == size]
+            assert steps == sorted(steps)  # begun and ended before the next began
+            assert set(steps) == set(lengths)
 
     def test_a_failing_task_is_recorded_and_does_not_end_the_sweep(self, executor: Executor) -> None:
         results = {one.spec.size: one for one in executor.run([spec(n) for n in (1, 2, 3)], odd_sizes_fail, ignore)}

@@ -93,6 +93,13 @@ class SourceContract:
         orders = [indices(source.batches(size, seed=5), 3 * 280 // size) for size in (1, 4, 8, 40)]
         assert all(order == orders[0] for order in orders)
 
+    @pytest.mark.parametrize("start", [0, 1, 37, 60])
+    def test_pieces_are_the_batches_from_there_on(self, source: MapSource, start: int) -> None:
+        cuts = (slice(0, 3), slice(5, 8))  # what lies between is another rank's
+        batches = [batch[1].tolist() for batch in itertools.islice(source.batches(8, seed=4), start, start + 5)]
+        pieces = itertools.islice(source.pieces(8, 4, cuts, start), 5)
+        assert [[piece[1].tolist() for piece in parts] for parts in pieces] == [[b[:3], b[5:8]] for b in batches]
+
     def test_the_held_out_samples_are_the_same_every_time(self, source: MapSource, dataset: Any) -> None:
         assert indices(source.held_out()) == indices(source.held_out()) == indices(prepare(dataset).held_out())
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from flops_fit.models.gpt import GPT, rotate
+from flops_fit.models.gpt import ATTENTION, GPT, READOUT, TABLE_LR, VECTOR_LR, rotate
 from flops_fit.train.measure import count_flops
+from flops_fit.train.options import TrainOptions
 
 SAME = 1e-12     # float64, sums in another order
 CAUSAL = 1e-13   # float64; attention may group its sums by the values it sees
@@ -129,19 +131,21 @@ def test_one_dial_sets_depth_and_count(d_model: int, depth: int) -> None:
     assert gpt.num_params() == depth * (12 * d_model**2 + 2 * d_model) + 256 * d_model + 2 * d_model
 
 
-def test_blocks_start_as_the_identity() -> None:
+@pytest.mark.parametrize("parameterization", ["standard", "u-mup"])
+def test_blocks_start_as_the_identity(parameterization: Any) -> None:
     torch.manual_seed(0)
-    deep, flat = GPT(32, depth=3), GPT(32, depth=1)
+    deep, flat = (GPT(32, depth=depth, parameterization=parameterization) for depth in (3, 1))
     flat.load_state_dict({name: value for name, value in deep.state_dict().items() if name in flat.state_dict()})
     ids = torch.randint(256, (2, 16))
     assert torch.equal(deep(ids)[0], flat(ids)[0])
 
 
-def test_flops_are_those_of_its_matrix_products() -> None:
+@pytest.mark.parametrize("parameterization", ["standard", "u-mup"])
+def test_flops_are_those_of_its_matrix_products(parameterization: Any) -> None:
     """Forward and backward, attention as two full T x T products; a multiply-add is 2, backward twice the forward."""
     d, context, batch, depth, vocab = 32, 24, 3, 2, 256
     with torch.device("meta"):
-        gpt = GPT(d, context=context, depth=depth)
+        gpt = GPT(d, context=context, depth=depth, parameterization=parameterization)
         ids = torch.zeros(batch, context, dtype=torch.long)
     matrices = depth * 12 * d * d + vocab * d
     attention = depth * 2 * context * d
@@ -155,3 +159,131 @@ def test_wrong_shapes_are_told() -> None:
         GPT(44)
     with pytest.raises(ValueError, match="context is 8"):
         GPT(32, context=8)(torch.zeros(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match='parameterization=.mup.; allowed are "standard" and "u-mup"'):
+        GPT(32, parameterization="mup")  # type: ignore[arg-type]
+
+
+# --- u-mup ---------------------------------------------------------------------------------------------------------
+
+UNIT = 2.0          # factor: attention averages tokens that were averaged before; a GELU of what is not quite normal
+UNIT_GRADIENT = 7.0  # factor: q and k have less than v, and a branch passes on less than the stream does
+WIDER = 1.3         # factor: entries of a few thousand random numbers, LayerNorm of 64 rather than 512 of them
+RATIO = 1e-9        # float64: a gradient against another, through two blocks
+ABOVE_EPS = 100     # AdamW's eps moves a step by 1% where a gradient is this many times it
+
+DEPTH, CONTEXT, VOCAB, HEAD_DIM = 2, 32, 256, 8  # not 16, where ATTENTION / K would be 1 / sqrt(K)
+
+
+def unit_gpt(d_model: int) -> GPT:
+    """With projections into the stream that do not start at zero, which would hide all that lies in the branches."""
+    torch.manual_seed(0)
+    gpt = GPT(d_model, VOCAB, CONTEXT, depth=DEPTH, heads=d_model // HEAD_DIM, parameterization="u-mup")
+    for name, parameter in gpt.named_parameters():
+        if name.endswith("_out.weight"):
+            nn.init.normal_(parameter)
+    return gpt
+
+
+def loss_of(gpt: GPT, batch: int, multiplier: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    ids, targets = torch.randint(VOCAB, (2, batch, CONTEXT), generator=generator)
+    return F.cross_entropy(multiplier * gpt(ids)[0].flatten(0, 1), targets.flatten())
+
+
+def multipliers(d_model: int) -> dict[str, Tensor]:
+    """What each weight is multiplied by in the forward pass, by the table of Blake et al. 2024, written out by hand."""
+    flat = 1 / (1 + 4 * HEAD_DIM / ATTENTION**2)
+    sigma = math.exp(flat * math.log(1.0) + (1 - flat) * math.log(math.sqrt(math.log(CONTEXT) / CONTEXT)))
+    z = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
+    gelu_rms = math.sqrt(torch.trapezoid(F.gelu(z) ** 2 * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi), z).item())
+    into_qkv = torch.full((3 * d_model, 1), d_model**-0.5, dtype=torch.float64)
+    into_qkv[:d_model] *= ATTENTION / math.sqrt(HEAD_DIM)  # ATTENTION / K where the standard network has 1 / sqrt(K)
+    by_hand = {
+        "qkv": into_qkv,
+        "attention_out": 1 / (sigma * math.sqrt(DEPTH * d_model)),
+        "mlp_in": 1 / math.sqrt(d_model),
+        "mlp_out": 1 / (round(gelu_rms, 3) * math.sqrt(DEPTH * 4 * d_model)),
+    }
+    return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in by_hand.items()}
+
+
+def multiplier_of(name: str, d_model: int) -> Tensor:
+    module = name.split(".")[-2] if "." in name else name
+    return multipliers(d_model).get(module, torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("d_model", [16, 64])
+def test_unit_weights_times_their_multipliers_are_the_standard_network(d_model: int) -> None:
+    """Same outputs; the same gradients up to one positive number a tensor, which AdamW does not see."""
+    unit = unit_gpt(d_model).double()
+    plain_one = GPT(d_model, VOCAB, CONTEXT, depth=DEPTH, heads=d_model // HEAD_DIM).double()
+    plain_one.load_state_dict({n: multiplier_of(n, d_model) * p.detach() for n, p in unit.named_parameters()})
+    ids = torch.randint(VOCAB, (2, CONTEXT))
+    torch.testing.assert_close(unit(ids)[0], READOUT / d_model * plain_one(ids)[0], rtol=SAME, atol=SAME)
+    assert unit(ids)[1] is None
+    loss_of(unit, 4).backward()
+    loss_of(plain_one, 4, READOUT / d_model).backward()
+    plain_gradients = {name: p.grad for name, p in plain_one.named_parameters()}
+    for name, parameter in unit.named_parameters():
+        of_loss = multiplier_of(name, d_model) * plain_gradients[name]
+        constant = (parameter.grad.norm() / of_loss.norm()).item()
+        torch.testing.assert_close(parameter.grad, constant * of_loss, rtol=RATIO, atol=RATIO * of_loss.abs().max())
+
+
+def scales(d_model: int) -> tuple[dict[str, float], dict[str, float]]:
+    """(root mean square of what each module gives, of the gradient of each parameter in units of 1/sqrt(N B T))."""
+    gpt, given, batch = unit_gpt(d_model), {}, 32
+
+    def note(name: str) -> Any:
+        return lambda module, inputs, output: given.update({name: output.square().mean().sqrt().item()})
+
+    for name, module in gpt.named_modules():
+        if name.count(".") == 2 or name == "final_norm":  # not the stream itself, which has variance 1.25 to 3.25 or so
+            module.register_forward_hook(note(name))
+    loss_of(gpt, batch).backward()
+    unit = 1 / math.sqrt(gpt.num_params() * batch * CONTEXT)
+    return given, {name: p.grad.square().mean().sqrt().item() / unit for name, p in gpt.named_parameters()}
+
+
+def outside(values: dict[str, float], factor: float) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not 1 / factor < value < factor}
+
+
+def test_activations_and_gradients_have_unit_scale_at_every_width() -> None:
+    (narrow, narrow_gradients), (wide, wide_gradients) = scales(64), scales(512)
+    for given, gradients in ((narrow, narrow_gradients), (wide, wide_gradients)):
+        assert outside(given, UNIT) == {}
+        assert outside(gradients, UNIT_GRADIENT) == {}
+    matrices = [name for name in wide_gradients if "norm" not in name]  # the table's own tokens are in the last gain
+    assert outside({name: wide[name] / narrow[name] for name in wide}, WIDER) == {}
+    assert outside({name: wide_gradients[name] / narrow_gradients[name] for name in matrices}, WIDER) == {}
+
+
+@pytest.mark.parametrize("d_model", [64, 512])
+def test_adamw_does_not_notice_its_eps(d_model: int) -> None:
+    gpt = unit_gpt(d_model)
+    loss_of(gpt, 32).backward()
+    for name, parameter in gpt.named_parameters():
+        assert parameter.grad.abs().median() > ABOVE_EPS * TrainOptions().eps, name
+
+
+@pytest.mark.parametrize("d_model", [16, 128])
+def test_both_parameterizations_have_the_same_parameters(d_model: int) -> None:
+    with torch.device("meta"):
+        standard, unit = (GPT(d_model, depth=2, parameterization=name) for name in ("standard", "u-mup"))
+    assert unit.num_params() == standard.num_params()
+    assert {n: p.shape for n, p in unit.named_parameters()} == {n: p.shape for n, p in standard.named_parameters()}
+    assert standard.lr_factors() == {}
+
+
+@pytest.mark.parametrize(("d_model", "depth"), [(16, 1), (64, 2), (256, 3)])
+def test_learning_rates_follow_the_fan_in_and_the_depth(d_model: int, depth: int) -> None:
+    with torch.device("meta"):
+        gpt = GPT(d_model, depth=depth, heads=4, parameterization="u-mup")
+    by_hand = {"embedding.weight": TABLE_LR, "previous": VECTOR_LR, "final_norm.weight": VECTOR_LR}
+    for i in range(depth):
+        by_hand |= {f"blocks.{i}.{name}.weight": VECTOR_LR for name in ("attention_norm", "mlp_norm")}
+        by_hand |= {f"blocks.{i}.{n}.weight": (d_model * depth) ** -0.5 for n in ("qkv", "attention_out", "mlp_in")}
+        by_hand |= {f"blocks.{i}.mlp_out.weight": (4 * d_model * depth) ** -0.5}
+    assert gpt.lr_factors() == pytest.approx(by_hand, rel=SAME)
+    assert gpt.lr_factors().keys() == dict(gpt.named_parameters()).keys()

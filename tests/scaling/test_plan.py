@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,19 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops_fit.errors import InputError
-from flops_fit.records import Measurement
+from flops_fit.records import Measurement, RunSpec
 from flops_fit.scaling.plan import (
     FEWEST_STEPS,
     PlanRules,
-    Sizes,
     SweepPlan,
     check_budgets,
     makespan,
     plan_sweep,
-    sizes_for,
     with_estimate,
 )
 from flops_fit.scaling.rules import BatchRule, LrRule
+from flops_fit.scaling.sizes import Sizes, sizes_for
 
 ROUNDING = 1e-9  # float64
 
@@ -233,3 +234,73 @@ def test_an_estimate_is_the_start_and_the_makespan_and_goes_into_json() -> None:
     assert timed.to_dict()["peak_memory_bytes"] == 2**30
     assert timed.total_flops == math.fsum(spec.flops for spec in specs)
     assert f"{len(specs)} runs" in str(timed) and "about 1.5 min and 1.00 GiB" in str(timed)
+
+
+# --- several D out of one run --------------------------------------------------------------------------------------
+
+LADDER = tuple(1e14 * 1.35**k for k in range(9))  # budgets close together, where branches save most
+
+
+def branched(budgets: Sequence[float], **changes: Any) -> tuple[RunSpec, ...]:
+    return plan_sweep(budgets, sizes(), rules(branch=True, decay=0.25, **changes))[0]
+
+
+def trunks(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    found: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        found.setdefault(spec.lane, []).append(spec)
+    return [sorted(lane, key=lambda spec: spec.steps) for lane in found.values()]
+
+
+def test_a_trunk_is_one_size_at_one_batch_and_learning_rate() -> None:
+    lanes = trunks(branched(LADDER))
+    assert len({lane[0].size for lane in lanes}) == len(lanes)  # one trunk a size
+    for lane in lanes:
+        assert len({(spec.size, spec.batch_size, spec.lr, spec.warmup_steps) for spec in lane}) == 1
+        assert len({spec.steps for spec in lane}) == len(lane)
+
+
+def test_the_cost_of_a_plan_is_each_step_once() -> None:
+    """Eq. P7, against a count of the steps themselves: those of the trunk once, and those of every decay."""
+    plan = SweepPlan(experiments=branched(LADDER), skipped=(), measured=())
+    done = 0.0
+    for lane in trunks(plan.experiments):
+        decays = [(spec, math.floor(0.75 * spec.steps)) for spec in lane]
+        trunk = set(range(max(leaves for _, leaves in decays)))
+        steps = len(trunk) + sum(spec.steps - leaves for spec, leaves in decays)
+        done += steps * lane[0].flops / lane[0].steps
+    assert plan.total_flops == pytest.approx(done, rel=ROUNDING)
+    assert plan.separate_flops == pytest.approx(sum(spec.flops for spec in plan.experiments), rel=ROUNDING)
+    assert plan.total_flops < 0.55 * plan.separate_flops
+    assert "of what they would cost one by one" in str(plan)
+
+
+def test_every_budget_keeps_its_number_of_sizes_around_its_centre() -> None:
+    specs = branched(LADDER)
+    for budget in LADDER:
+        ratios = [spec.tokens / spec.params for spec in specs if spec.budget == budget]
+        assert len(ratios) == 5
+        assert min(ratios) < 20 < max(ratios)
+
+
+def test_a_budget_that_is_added_later_changes_no_trunk() -> None:
+    """Keys stay, so nothing is trained twice; given sizes, since a ladder ends at its outermost budgets."""
+    given = (64, 96, 128, 192)
+    few, more = (branched(budgets, sizes=given) for budgets in (LADDER[:4], LADDER[:5]))
+    assert {spec.key for spec in few} < {spec.key for spec in more}
+    assert {spec.lane for spec in few} == {spec.lane for spec in more}
+
+
+def test_labels_and_the_schedule_of_a_run_in_its_key() -> None:
+    [spec, *_] = branched(LADDER)
+    assert dataclasses.replace(spec, shared_steps=spec.shared_steps + 1).key == spec.key  # who paid is a label
+    assert dataclasses.replace(spec, warmup_steps=None).key != spec.key
+    assert dataclasses.replace(spec, warmup_steps=None).lane == ""
+
+
+def test_an_estimate_takes_the_runs_of_a_trunk_one_after_the_other() -> None:
+    plan = SweepPlan(experiments=branched(LADDER), skipped=(), measured=())
+    seconds = [1.0] * len(plan.experiments)
+    longest = max(len(lane) for lane in trunks(plan.experiments))
+    assert with_estimate(plan, seconds, 1000, 0.0, 0).seconds == longest
+    assert with_estimate(plan, seconds, 1, 0.0, 0).seconds == len(seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -60,6 +61,22 @@ def test_the_batch_is_the_rule_rounded_to_whole_samples(tokens: float, per_sampl
     assert BatchRule.of(7)(tokens, per_sample) == 7
 
 
+@settings(deadline=None)
+@given(st.floats(1e3, 1e6), st.floats(1.5, 1e3), st.floats(0.05, 20.0), st.floats(1e3, 1e12))
+def test_a_bent_rule_goes_through_both_points_and_keeps_d(
+    params: float, apart: float, factor: float, tokens: float
+) -> None:
+    rule = LrRule(0.3)
+    bent = rule.bent(params, apart * params, factor)
+    assert bent(params, tokens) == pytest.approx(rule(params, tokens), rel=ROUNDING)
+    assert bent(apart * params, tokens) == pytest.approx(factor * rule(apart * params, tokens), rel=ROUNDING)
+    assert bent.d_exponent == rule.d_exponent
+
+
+def test_a_batch_to_be_measured_starts_from_the_rule() -> None:
+    assert BatchRule.of("measure") == BatchRule.of("auto") == BatchRule()
+
+
 def test_rules_pass_through_and_go_to_json_and_back() -> None:
     for rule in (LrRule(0.1, -0.5, 0.2), BatchRule(1.0, 0.4), BatchRule(samples=3)):
         assert type(rule).of(rule) is rule  # type: ignore[arg-type]
@@ -94,7 +111,9 @@ def test_equal_losses_and_a_failed_neighbour_leave_the_best_that_was_run() -> No
     assert best_factor({1.0: 3.0, 2.0: 2.0, 4.0: math.inf}) == 2.0
 
 
-def search(loss: Callable[[float], float | None]) -> tuple[float, list[float]]:
+def search(
+    loss: Callable[[float], float | None], *limits: Any
+) -> tuple[float, list[float]]:
     """(factor found, factors tried)."""
     tried: list[float] = []
 
@@ -102,25 +121,30 @@ def search(loss: Callable[[float], float | None]) -> tuple[float, list[float]]:
         tried.extend(factors)
         return [loss(factor) for factor in factors]
 
-    return search_factor(losses_of), tried
+    return search_factor(losses_of, *limits), tried
 
 
 @settings(deadline=None)
-@given(st.floats(0.08, 12.0))
+@given(st.floats(1e-3, 1e3))
 def test_the_search_goes_on_beyond_an_edge_and_is_bounded(best: float) -> None:
-    assume(all(abs(math.log2(best) - (k + 0.5)) > 0.01 for k in range(-5, 5)))  # which of two equals is best: a toss
+    assume(all(abs(math.log2(best) - (k + 0.5)) > 0.01 for k in range(-12, 12)))  # which of two equals is best: a toss
     found, tried = search(parabola(best))
     assert len(tried) == len(set(tried)) <= len(LR_FACTORS) + LR_MOST_EXTENSIONS
     nearest = 2.0 ** round(math.log2(best))
     beyond = max(math.log2(nearest / max(LR_FACTORS)), math.log2(min(LR_FACTORS) / nearest)) + 1
     assert len(tried) - len(LR_FACTORS) == min(max(0, beyond), LR_MOST_EXTENSIONS)
-    if beyond <= 1:
+    if beyond <= LR_MOST_EXTENSIONS - 1:
         assert math.log(found) == pytest.approx(math.log(best), abs=1e-6)
 
 
 def test_a_loss_that_falls_without_end_ends_the_search_at_its_last_factor() -> None:
     assert search(lambda factor: 1 / factor)[0] == max(LR_FACTORS) * 2**LR_MOST_EXTENSIONS
     assert search(lambda factor: factor)[0] == min(LR_FACTORS) / 2**LR_MOST_EXTENSIONS
+
+
+def test_the_search_begins_with_the_factors_given_and_ends_after_the_extensions_given() -> None:
+    assert search(parabola(1.3), (0.5, 1.0, 2.0), 2)[1] == [0.5, 1.0, 2.0]
+    assert search(parabola(100.0), (0.5, 1.0, 2.0), 2) == (8.0, [0.5, 1.0, 2.0, 4.0, 8.0])
 
 
 def test_failed_runs_are_never_the_best() -> None:

@@ -16,14 +16,13 @@ from flops_fit.runs.journal import JOURNAL, Journal
 from flops_fit.runs.watch import outcome
 from flops_fit.scaling.plan import FEWEST_BUDGETS
 from flops_fit.scaling.result import Result
-from flops_fit.scaling.rules import LR_FACTORS, LR_START
 from flops_fit.study import Sweep
+from flops_fit.train.options import BRANCHED
 from flops_fit.train.synthetic import SyntheticTrainer
 from study.toy import BUDGETS, LAW, Listener, Net, content, find, samples, study
 
 EXACT = 1e-6       # noise-free losses of a law, fitted by the same law: limited by the optimiser's last step
 ONE_STEP = 0.03    # C of a run is a budget rounded to whole steps, at least 20 of them
-PARABOLA = 0.1     # log factor: the loss below is a parabola in it, so the vertex of three of its points is exact
 
 
 # --- law and answer ------------------------------------------------------------------------------------------------
@@ -98,7 +97,7 @@ def test_a_changed_plan_reuses_exactly_the_equal_runs(change: dict[str, Any], tm
     ({"trainer": None}, "trainer: "),
     ({"dataset": samples(seed=1)}, "data: "),
     ({"loss_fn": torch.nn.functional.l1_loss}, "loss.name: "),
-    ({"train_options": replace(study().train_options, warmup=0.05)}, "train_options.warmup: 0.1 there, 0.05 here"),
+    ({"train_options": replace(BRANCHED, warmup=0.05)}, "train_options.warmup: 0.1 there, 0.05 here"),
 ], ids=["noise", "real", "data", "loss", "options"])  # fmt: skip
 def test_a_folder_of_another_study_is_refused_and_left_alone(
     change: dict[str, Any], named: str, tmp_path: Path
@@ -111,13 +110,24 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(
     assert ((tmp_path / JOURNAL).read_bytes(), (tmp_path / "result.json").read_bytes()) == before
 
 
-def test_without_resume_the_old_journals_are_put_aside_and_none_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flops_fit.study.sweep.time.strftime", lambda form: "20260101-000000")
+def test_auto_goes_on_with_the_schedule_of_the_folder(tmp_path: Path) -> None:
+    """Budgets far apart are not worth branching, those of the folder are; and the other way round."""
+    near, far = (1e9, 1.4e9, 2e9, 2.8e9, 4e9), (1e9, 4e9, 16e9)
+    for first, then, schedule in ((near, far, "wsd-branch"), (far, near, "wsd")):
+        folder = tmp_path / schedule
+        find(study(compute_budgets=first), folder, extend=0)
+        assert Journal.read(folder).identity["schedule"] == schedule
+        result, _ = find(study(compute_budgets=then), folder, extend=0)
+        assert Journal.read(folder).identity["schedule"] == schedule
+        assert all(bool(run.spec.lane) == (schedule == "wsd-branch") for run in result.experiments)
+    with pytest.raises(StudyMismatch, match="schedule: .*wsd-branch.* there, .*wsd.* here"):
+        find(study(compute_budgets=near, schedule="wsd"), tmp_path / "wsd-branch")
+
+
+def test_without_resume_the_old_journals_are_put_aside_and_none_is_lost(tmp_path: Path) -> None:
     _, first = find(study(), tmp_path)
     old = [(tmp_path / JOURNAL).read_bytes()]
-    for noise in (0.1, 0.2):  # another study, within the same second of the clock
+    for noise in (0.05, 0.1):  # another study, within the same second of the clock
         _, again = find(study(trainer=SyntheticTrainer(LAW, noise=noise)), tmp_path, resume=False)
         assert len(again.finished) >= len(first.finished)
         old.append((tmp_path / JOURNAL).read_bytes())
@@ -260,56 +270,6 @@ def test_sizes_that_cannot_be_built_are_passed_over_and_named(tmp_path: Path) ->
     assert all(pair.size is not None and pair.size % 8 == 4 for pair in unbuildable)
 
 
-# --- learning rate -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("best", [0.5, 1.4, 5.0, 0.2])
-def test_auto_finds_the_best_factor_and_remembers_it(best: float, tmp_path: Path) -> None:
-    """Loss = law x a parabola in log lr about `best` x the starting rule: inside the factors tried, or beyond them."""
-    exact = SyntheticTrainer(LAW)
-
-    def sensitive(spec: RunSpec, progress: Any) -> RunResult:
-        away = torch.log(torch.tensor(spec.lr / (best * LR_START * rule_free(spec)), dtype=torch.float64)).item()
-        done = exact(spec, progress)
-        assert done.loss is not None
-        return replace(done, loss=done.loss * (1 + 0.1 * away**2))
-
-    sweep, first = sweep_with(sensitive, lr="auto")
-    result = sweep.find(tmp_path, **FIND)
-    found = {run.spec.lr / (LR_START * rule_free(run.spec)) for run in result.experiments}
-    assert max(abs(torch.tensor(factor / best).log().item()) for factor in found) < PARABOLA
-    probes = [spec for spec in first.specs if spec.role == "probe"]
-    assert len(probes) == len(LR_FACTORS) + (best > max(LR_FACTORS)) + (best < min(LR_FACTORS))
-    assert {run.spec.role for run in result.experiments} == {"sweep"}
-
-    noted = Journal.read(tmp_path).notes["lr"]["coefficient"]
-    assert list(found) == pytest.approx([noted / LR_START] * len(found), rel=EXACT)
-
-    sweep, second = sweep_with(sensitive, lr="auto")
-    again = sweep.find(tmp_path, **FIND)
-    assert second.finished == []
-    assert again.to_dict() == result.to_dict()
-
-    sweep, third = sweep_with(sensitive, lr="auto", compute_budgets=(2e8, *BUDGETS[1:]))
-    sweep.find(tmp_path, **FIND)
-    assert {spec.role for spec in third.specs} == {"sweep"}  # the noted rule, no new probes
-
-
-def rule_free(spec: RunSpec) -> float:
-    """N^-.713 D^.307, the rule without its coefficient."""
-    return float(spec.params**-0.713 * spec.tokens**0.307)
-
-
-def test_auto_says_so_when_every_rate_fails(tmp_path: Path) -> None:
-    def fails(spec: RunSpec, progress: Any) -> RunResult:
-        raise RuntimeError("no")
-
-    sweep, listener = sweep_with(fails, lr="auto")
-    with pytest.raises(FitError, match='lr="auto": no learning rate'):
-        sweep.find(tmp_path, **FIND)
-    assert len(listener.finished) == len(LR_FACTORS)
-
-
 # --- what is written, and what is refused --------------------------------------------------------------------------
 
 
@@ -406,10 +366,11 @@ def test_the_plan_is_what_find_runs_and_leaves_no_trace(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
     _, found = find(study(), tmp_path / "out", extend=0)
     assert [spec.key for spec in plan.experiments] == [spec.key for spec in found.specs]
-    assert plan.total_flops == pytest.approx(5 * sum(BUDGETS), rel=ONE_STEP)
+    assert plan.separate_flops == pytest.approx(5 * sum(BUDGETS), rel=ONE_STEP)
+    assert plan.total_flops == pytest.approx(sum(run.spec.cost for run in found.finished))
 
 
 def test_sizes_can_be_given(tmp_path: Path) -> None:
     result, _ = find(study(sizes=(64, 100, 200, 400, 801)), tmp_path, extend=0)
     assert {run.spec.size for run in result.experiments} == {64, 100, 200, 400, 801}
-    assert len(result.experiments) == 5 * len(BUDGETS)
+    assert len(result.experiments) + len(result.skipped) == 5 * len(BUDGETS)

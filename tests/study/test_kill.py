@@ -83,7 +83,7 @@ for folder in map(Path, sys.argv[2:]):
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
-PROBES = 5  # runs of lr="auto" come first, so run 1 is one of them
+PROBES = 8  # runs of lr="auto" come first, so run 1 is one of them: 5 at a small size, 3 that check them at a larger
 POINTS = ("torn-2", "Progressed-3", f"done-{PROBES}", f"Started-{PROBES + 4}", f"torn-{PROBES + 9}",
           "extension-1", "verifying", "save")  # fmt: skip
 

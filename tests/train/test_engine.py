@@ -20,8 +20,10 @@ from flops_fit.data.batches import prepare
 from flops_fit.errors import InputError
 from flops_fit.records import RunSpec
 from flops_fit.runs.executors import InlineExecutor
-from flops_fit.train.engine import Trainer, TrainingRun, TrainOptions, adamw
+from flops_fit.train.engine import Trainer, TrainingRun
 from flops_fit.train.loss import Objective
+from flops_fit.train.optim import adamw
+from flops_fit.train.options import Placement, TrainOptions
 
 STEPS, BATCH, LR, SEED = 30, 16, 0.02, 5
 
@@ -43,6 +45,9 @@ class Builds:
 
     def __post_init__(self) -> None:
         self.made: list[weakref.ref[nn.Module]] = []
+
+    def __reduce__(self) -> Any:
+        return Builds, (self.make,)  # the memory of models stays here
 
     def build(self, size: int) -> nn.Module:
         model = self.make(size)
@@ -68,7 +73,7 @@ def spec(**changes: Any) -> RunSpec:
 def trainer(builder: Any = None, dataset: Any = None, objective: Objective | None = None, **options: Any) -> Trainer:
     source = prepare(data() if dataset is None else dataset)
     chosen = TrainOptions(device="cpu", **options)
-    return Trainer(builder or Builds(), source, objective or Objective(loss_fn=squared), chosen, threads=1)
+    return Trainer(builder or Builds(), source, objective or Objective(loss_fn=squared), chosen, Placement(threads=1))
 
 
 def by_hand(one: Trainer, run: RunSpec) -> tuple[list[float], float]:
@@ -122,17 +127,17 @@ def test_two_runs_are_equal_and_another_seed_is_not() -> None:
 def test_what_is_recorded_was_really_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer()
     served: list[int] = []
-    batches = type(one.source).batches
+    pieces = type(one.source).pieces
 
-    def counted(self: Any, batch_size: int, seed: int) -> Iterator[Any]:
-        for batch in batches(self, batch_size, seed):
-            served.append(len(batch[0]))
-            yield batch
+    def counted(self: Any, *asked: Any, **named: Any) -> Iterator[Any]:
+        for parts in pieces(self, *asked, **named):
+            served.append(sum(len(part[0]) for part in parts))
+            yield parts
 
-    monkeypatch.setattr(type(one.source), "batches", counted)
+    monkeypatch.setattr(type(one.source), "pieces", counted)
     result = one(spec())
     assert result.tokens == sum(served) == STEPS * BATCH
-    assert result.flops == 300.0 * sum(served)
+    assert result.flops == result.spent == 300.0 * sum(served)
 
 
 class _Doom:

@@ -16,7 +16,7 @@ shares = st.floats(0.0, 0.9)
 
 
 def curve(steps: int, warmup: float, decay: float) -> list[float]:
-    return [wsd(step, steps, warmup, decay) for step in range(steps)]
+    return [wsd(step, steps, warmup * steps, decay * steps) for step in range(steps)]
 
 
 @settings(deadline=None)
@@ -24,7 +24,7 @@ def curve(steps: int, warmup: float, decay: float) -> list[float]:
 def test_between_zero_and_one_and_zero_only_after_the_last_step(steps: int, warmup: float, decay: float) -> None:
     factors = curve(steps, warmup, decay)
     assert all(0 < factor <= 1 for factor in factors)
-    assert wsd(steps, steps, warmup, decay) == 0
+    assert wsd(steps, steps, warmup * steps, decay * steps) == 0
 
 
 @settings(deadline=None)

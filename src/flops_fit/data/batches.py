@@ -35,6 +35,7 @@ from torch.utils.data import (
 from flops_fit.errors import ContractError
 
 EVALUATION_BATCH = 64  # samples a batch of the held-out loss; one grouping for all runs, so equal sums
+WHOLE = (slice(None),)
 
 Collate = Callable[[list[Any]], Any]
 
@@ -43,7 +44,8 @@ class Source(Protocol):
     """Where batches come from. Contract, tested over every implementation:
 
     `batches` never ends, every batch is full, and the same seed gives the same samples in the same order,
-    whatever the batch size; no sample of `held_out` is ever among them.
+    whatever the batch size; no sample of `held_out` is ever among them. `pieces` are the same batches from number
+    `start` on, each cut into collated parts; what lies in no part is not even fetched where access is random.
     """
 
     @property
@@ -56,7 +58,8 @@ class Source(Protocol):
     def held_out_from(self) -> str: ...  # "given" or how it was split off
 
     def batches(self, batch_size: int, seed: int) -> Iterator[Any]: ...
-    def held_out(self) -> Iterator[Any]: ...
+    def pieces(self, batch_size: int, seed: int, cuts: Sequence[slice], start: int = 0) -> Iterator[list[Any]]: ...
+    def held_out(self, at_once: int = EVALUATION_BATCH) -> Iterator[Any]: ...
 
 
 def prepare(
@@ -111,18 +114,26 @@ class MapSource:
         return len(self.train_indices)
 
     def batches(self, batch_size: int, seed: int) -> Iterator[Any]:
-        order = self._order(seed)
-        while True:
-            yield _fetch(self.dataset, list(itertools.islice(order, batch_size)), self.collate)
+        return (whole for (whole,) in self.pieces(batch_size, seed, WHOLE))
 
-    def _order(self, seed: int) -> Iterator[int]:
+    def pieces(self, batch_size: int, seed: int, cuts: Sequence[slice], start: int = 0) -> Iterator[list[Any]]:
+        order = self._order(seed, start * batch_size)
+        while True:
+            batch = list(itertools.islice(order, batch_size))
+            yield [_fetch(self.dataset, batch[cut], self.collate) for cut in cuts]
+
+    def _order(self, seed: int, start: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed)
+        passes, start = divmod(start, self.samples)
+        for _ in range(passes):
+            torch.randperm(self.samples, generator=generator)
         while True:
             shuffled = self.train_indices[torch.randperm(self.samples, generator=generator)]
-            yield from shuffled.tolist()
+            yield from shuffled[start:].tolist()
+            start = 0
 
-    def held_out(self) -> Iterator[Any]:
-        for chunk in self.held_out_indices.split(EVALUATION_BATCH):
+    def held_out(self, at_once: int = EVALUATION_BATCH) -> Iterator[Any]:
+        for chunk in self.held_out_indices.split(at_once):
             yield _fetch(self.held_out_dataset, chunk.tolist(), self.collate)
 
 
@@ -182,19 +193,24 @@ class StreamSource:
     samples: int | None
 
     def batches(self, batch_size: int, seed: int) -> Iterator[Any]:
-        """`seed` is not used: an iterable data set is never shuffled."""
+        return (whole for (whole,) in self.pieces(batch_size, seed, WHOLE))
+
+    def pieces(self, batch_size: int, seed: int, cuts: Sequence[slice], start: int = 0) -> Iterator[list[Any]]:
+        """`seed` is not used: an iterable data set is never shuffled. What comes before `start` is read and dropped."""
         endless = itertools.chain.from_iterable(self._once() for _ in itertools.count())
+        samples = itertools.islice(endless, start * batch_size, None)
         while True:
-            yield self.collate(list(itertools.islice(endless, batch_size)))
+            batch = list(itertools.islice(samples, batch_size))
+            yield [self.collate(batch[cut]) for cut in cuts]
 
     def _once(self) -> Iterator[Any]:
         for position, sample in enumerate(self.dataset):
             if position not in self.held_out_positions:
                 yield sample
 
-    def held_out(self) -> Iterator[Any]:
-        for start in range(0, len(self.held_out_samples), EVALUATION_BATCH):
-            yield self.collate(list(self.held_out_samples[start : start + EVALUATION_BATCH]))
+    def held_out(self, at_once: int = EVALUATION_BATCH) -> Iterator[Any]:
+        for start in range(0, len(self.held_out_samples), at_once):
+            yield self.collate(list(self.held_out_samples[start : start + at_once]))
 
 
 def _stream_source(

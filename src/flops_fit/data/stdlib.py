@@ -12,45 +12,15 @@ import platform
 import sysconfig
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flops_fit.data.windows import Windows
 from flops_fit.errors import InputError
 
 HELD_OUT = 0.06  # share of the files that are held out
 OUTSIDE = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3", "ensurepip"}
-
-
-class Windows(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Windows of `context` bytes, side by side; sample i is (ids (T,), next ids (T,)), int64.
-
-    Args:
-        text: (bytes,) uint8.
-        context: T.
-    """
-
-    def __init__(self, text: Tensor, context: int) -> None:
-        self.text, self.context = text, context
-        self._offsets = torch.arange(context + 1)
-        self.fingerprint = hashlib.sha256(text.numpy().tobytes()).hexdigest()[:16] + f"-{context}"
-
-    def __len__(self) -> int:
-        return (len(self.text) - 1) // self.context
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        ids, targets = self.batch([index])
-        return ids[0], targets[0]
-
-    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """The samples at `indices`, collated: ids (B, T) and next ids (B, T)."""
-        starts = torch.tensor(indices)[:, None] * self.context  # (B, 1)
-        windows = self.text[starts + self._offsets].long()  # (B, T+1)
-        return windows[:, :-1], windows[:, 1:]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Windows, (self.text, self.context)
 
 
 def python_source(context: int) -> tuple[Windows, Windows]:

@@ -34,7 +34,7 @@ def study() -> Study:
         dataset=training,
         held_out=held_out,
         loss_fn=next_byte_loss,
-        compute_budgets=(3e11, 5.5e11, 9e11, 1.5e12, 2.4e12),
+        compute_budgets=(3e11, 4e11, 5.4e11, 7.3e11, 9.8e11, 1.3e12, 1.8e12, 2.4e12),
         size_multiple=8,
         sizes_per_budget=5,
         tokens_per_param=28.0,

@@ -1,12 +1,14 @@
-"""The worker process of ProcessExecutor: `python -m flops_fit.runs.worker FD`, FD being its end of the driver's pipe.
+"""One worker process: `python -m flops_fit.runs.worker PIPE TASK`, two open files that `pool.py` hands down.
 
-In come (sys.path, pickled task), then one RunSpec at a time, then None. Out go (step, loss), the RunResult, or, if the
-task cannot be loaded, text that says why. The driver's death, seen as the end of the pipe, ends the worker at once.
+TASK holds sys.path and the task, both pickled. PIPE is its end of the driver's pipe: in comes one RunSpec at a time,
+then None; out go (step, loss), the RunResult, or, if the task cannot be loaded, text that says why. The driver's death,
+seen as the end of the pipe, ends the worker at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import pickle
 import queue
@@ -16,18 +18,20 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from flops_fit.runs.executors import attempt, throttled
+from flops_fit.runs.task import attempt, throttled
 
 
-def main(fd: int) -> None:
-    pipe = Connection(fd)
+def main(pipe_fd: int, task_fd: int) -> None:
+    pipe = Connection(pipe_fd)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     # A thread of its own, so that the driver's death is noticed in the middle of training too.
     threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
-    path, task_bytes = inbox.get()
-    sys.path[:] = path
     try:
-        task = pickle.loads(task_bytes)
+        # Mapped, not read: the position in the open file is shared with all other workers.
+        with mmap.mmap(task_fd, 0, prot=mmap.PROT_READ) as file:
+            os.close(task_fd)
+            sys.path[:] = pickle.load(file)
+            task = pickle.load(file)
     except Exception as error:
         _send(pipe, f"{type(error).__name__}: {error}")
         return
@@ -62,4 +66,4 @@ def _die() -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -10,21 +10,20 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
 from flops_fit.errors import InputError
 from flops_fit.records import Measurement, Role, RunSpec, Skipped
-from flops_fit.scaling.rules import BatchRule, LrRule
+from flops_fit.scaling.rules import BatchRule, LrRule, stable_steps
+from flops_fit.scaling.sizes import Sizes, ladder, sizes_for
 
 FEWEST_BUDGETS = 3       # two give a slope and no residual: nothing would tell whether a law holds
 FEWEST_STEPS = 20        # a shorter run is mostly warmup; its loss says nothing of the law
 FEWEST_TOKENS_PER_PARAM = 0.1
-SIZE_TRIES = 8           # neighbouring multiples tried when a size cannot be built
-LARGEST_SIZE = 2**24     # where the search for a large enough size gives up
+SCHEDULES = ("auto", "wsd", "wsd-branch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,9 @@ class PlanRules:
     tokens_per_param: float = 20.0             # D/N around which sizes are placed; not a claim about the optimum
     span: float = 3.0                          # sizes reach from 1/span to span times the centre, in N
     max_epochs: float = 4.0                    # more repeats are worth less (Muennighoff et al. 2023, arXiv 2305.16264)
+    branch: bool = False                       # True: one trunk a size, a decay branched off it for each D (Eq. P7)
+    warmup: float = 0.1                        # of a run; of a trunk's shortest run, see `runs`
+    decay: float = 0.5                         # of each run
 
     def __post_init__(self) -> None:
         allowed: dict[str, tuple[float, str, bool]] = {
@@ -63,10 +65,10 @@ class PlanRules:
     def unique_tokens(self) -> float:
         return math.inf if self.samples is None else float(self.samples * self.tokens_per_sample)
 
-    def spec(self, measured: Measurement, budget: float, role: Role = "sweep") -> RunSpec:
-        """The run of one size at one budget: D = C / f(N), rounded to whole steps of full batches."""
+    def spec(self, measured: Measurement, budget: float, role: Role = "sweep", batch: int | None = None) -> RunSpec:
+        """The run of one size at one budget: D = C / f(N), in whole steps of full batches (None: the rule's)."""
         tokens = budget / measured.flops_per_token
-        batch = self.batch(tokens, self.tokens_per_sample)
+        batch = batch or self.batch(tokens, self.tokens_per_sample)
         steps = max(1, round(tokens / (batch * self.tokens_per_sample)))
         spent = steps * batch * self.tokens_per_sample
         return RunSpec(
@@ -74,6 +76,27 @@ class PlanRules:
             steps=steps, batch_size=batch, tokens=spent, lr=self.lr(measured.params, spent), seed=self.seed,
             budget=budget, role=role,
         )  # fmt: skip
+
+    def runs(self, measured: Measurement, budgets: Sequence[float], role: Role = "sweep") -> list[RunSpec]:
+        """The runs of one size at these ascending budgets: each by itself, or branches of one trunk (Eq. P7).
+
+        Batch, learning rate and warmup of a trunk follow from its N alone: so the loss stays a function of N and D,
+        and a budget that is added later reuses the trunk. They are those of a D below the middle of its runs, since
+        a batch that is too large for a short run costs more than one that is too small for a long run.
+        """
+        if not self.branch:
+            return [self.spec(measured, budget, role) for budget in budgets]
+        reference = self.tokens_per_param * measured.params / self.span
+        batch, lr = self.batch(reference, self.tokens_per_sample), self.lr(measured.params, reference)
+        warmup = round(self.warmup * reference / (batch * self.tokens_per_sample))
+        shared, branches = 0, []
+        for budget in budgets:
+            run = self.spec(measured, budget, role, batch)
+            shared = min(shared, run.steps - 1)
+            branches.append(dataclasses.replace(run, lr=lr, warmup_steps=max(1, warmup), shared_steps=shared))
+            if not self.infeasible(run):
+                shared = stable_steps(run.steps, self.decay)
+        return branches
 
     def infeasible(self, spec: RunSpec) -> str:
         """"" or why this pair would tell nothing."""
@@ -105,7 +128,12 @@ class SweepPlan:
 
     @property
     def total_flops(self) -> float:
-        """FLOPs of all experiments, after rounding to whole steps."""
+        """FLOPs that will be spent: steps that several runs share count once (Eq. P7)."""
+        return math.fsum(spec.cost for spec in self.experiments)
+
+    @property
+    def separate_flops(self) -> float:
+        """FLOPs of the same runs, had each been trained by itself."""
         return math.fsum(spec.flops for spec in self.experiments)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,11 +142,13 @@ class SweepPlan:
             "experiments": [
                 {
                     "budget": s.budget, "size": s.size, "params": s.params, "tokens": s.tokens, "flops": s.flops,
-                    "steps": s.steps, "batch_size": s.batch_size, "lr": s.lr, "seconds": seconds,
+                    "steps": s.steps, "batch_size": s.batch_size, "lr": s.lr, "shared_steps": s.shared_steps,
+                    "cost": s.cost, "seconds": seconds,
                 }
                 for s, seconds in zip(self.experiments, each, strict=True)
             ],
             "total_flops": self.total_flops,
+            "separate_flops": self.separate_flops,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "unit": self.unit,
@@ -141,6 +171,9 @@ class SweepPlan:
             )
         lines += [f"left out: {_where(skip)}: {skip.reason}" for skip in self.skipped]
         total = f"{len(self.experiments)} runs, {self.total_flops:.3g} FLOPs"
+        if self.total_flops < self.separate_flops:
+            share = self.total_flops / self.separate_flops
+            total += f" ({share:.0%} of what they would cost one by one: runs of a size share their beginning)"
         if self.seconds is not None and self.peak_memory_bytes is not None:
             total += f", about {self.seconds / 60:.1f} min and {self.peak_memory_bytes / 2**30:.2f} GiB on this machine"
         synthetic = ["SYNTHETIC: losses would be computed from a law, nothing would be trained"] * self.synthetic
@@ -168,127 +201,41 @@ def check_budgets(compute_budgets: Iterable[float], fewest: int = FEWEST_BUDGETS
     return unique
 
 
-class Sizes:
-    """Sizes of one model, found by how many parameters they have. Caches; remembers what could not be built."""
-
-    def __init__(self, measure: Callable[[int], Measurement], count: Callable[[int], int], multiple: int) -> None:
-        if multiple < 1:
-            raise InputError(f"size_multiple: got {multiple}; allowed is a whole number from 1 on")
-        self._measure, self._count, self.multiple = measure, count, multiple
-        self._measured: dict[int, Measurement] = {}
-        self._params: dict[int, int | None] = {}
-        self.broken: dict[int, str] = {}
-
-    @property
-    def measured(self) -> tuple[Measurement, ...]:
-        return tuple(self._measured[size] for size in sorted(self._measured))
-
-    def at(self, size: int) -> Measurement | None:
-        """The size, measured; None when it cannot be built (`broken` then holds the reason)."""
-        if size not in self._measured and size not in self.broken:
-            try:
-                self._measured[size] = self._measure(size)
-            except Exception as error:
-                self.broken[size] = f"{type(error).__name__}: {error}".splitlines()[0]
-        return self._measured.get(size)
-
-    def params(self, size: int) -> int | None:
-        if size not in self._params:
-            try:
-                self._params[size] = self._count(size)
-            except Exception as error:
-                self.broken[size] = f"{type(error).__name__}: {error}".splitlines()[0]
-                self._params[size] = None
-        return self._params[size]
-
-    def near(self, params: float) -> int | None:
-        """The multiple whose N is nearest to `params` on a log scale; None when no size can be built."""
-        below, above = 1, 1
-        while (at := self._buildable(above)) is not None and at[1] < params and at[0] < LARGEST_SIZE:
-            below, above = above, above * 2
-        while above - below > 1:  # N grows with the size: bisect on whole multiples
-            middle = (below + above) // 2
-            at = self._buildable(middle)
-            below, above = (middle, above) if at is not None and at[1] < params else (below, middle)
-        found = [at for at in (self._buildable(below), self._buildable(above)) if at is not None]
-        return min(found, key=lambda at: abs(math.log(at[1] / params)))[0] if found else None
-
-    def next_to(self, size: int, step: Literal[-1, 1]) -> int | None:
-        """The next multiple in that direction that can be built."""
-        multiples = range(size // self.multiple + step, size // self.multiple + step * (SIZE_TRIES + 1), step)
-        return next((k * self.multiple for k in multiples if k > 0 and self.params(k * self.multiple)), None)
-
-    def next_beyond(self, have: Sequence[int], edge: Literal["low", "high"] | None) -> int | None:
-        """A size below the smallest or above the largest of `have`, as far in log N as its two outermost are apart."""
-        known = sorted(((self.params(size) or 1), size) for size in have)
-        if edge == "low":
-            known.reverse()
-        outer, inner = known[-1], known[-2] if len(known) > 1 else known[-1]
-        size = self.near(outer[0] ** 2 / inner[0])
-        beyond = size is not None and (size < outer[1] if edge == "low" else size > outer[1])
-        return size if beyond else self.next_to(outer[1], -1 if edge == "low" else 1)
-
-    def _buildable(self, index: int) -> tuple[int, int] | None:
-        """(size, N) of the first multiple from `index` on that can be built."""
-        for k in range(index, index + SIZE_TRIES):
-            params = self.params(k * self.multiple)
-            if params is not None:
-                return k * self.multiple, params
-        return None
-
-
-def sizes_for(budget: float, sizes: Sizes, rules: PlanRules) -> list[int]:
-    """About `sizes_per_budget` sizes, log-spaced in N around the centre D/N = tokens_per_param (Eq. P5)."""
-    if rules.sizes is not None:
-        return [size for size in sorted(set(rules.sizes)) if sizes.at(size) is not None]
-    centre = _centre(budget, sizes, rules.tokens_per_param)
-    exponents = np.linspace(-1, 1, rules.sizes_per_budget)
-    found = {size for e in exponents if (size := sizes.near(centre * rules.span**e)) is not None}
-    while found and len(found) < rules.sizes_per_budget:  # rounding made two the same: take the nearest neighbours
-        around = [sizes.next_to(min(found), -1), sizes.next_to(max(found), 1)]
-        new = [s for s in around if s is not None]
-        if not new:
-            break
-        found.add(min(new, key=lambda s: abs(math.log((sizes.params(s) or 1) / centre))))
-    return sorted(found)
-
-
-def _centre(budget: float, sizes: Sizes, tokens_per_param: float) -> float:
-    """N with C = f(N) N (D/N), by a few fixed-point steps from f = 6N."""
-    params = math.sqrt(budget / (6 * tokens_per_param))
-    for _ in range(4):
-        size = sizes.near(params)
-        measured = None if size is None else sizes.at(size)
-        if measured is None:
-            return params
-        ratio = measured.flops_per_token / measured.params  # FLOPs per token and parameter, 6 in the textbook
-        params = math.sqrt(budget / (ratio * tokens_per_param))
-    return params
-
-
 def plan_sweep(
     budgets: Sequence[float], sizes: Sizes, rules: PlanRules
 ) -> tuple[tuple[RunSpec, ...], tuple[Skipped, ...]]:
     """Every feasible pair of budget and size as a RunSpec, and what was left out with its reason."""
     specs: list[RunSpec] = []
     skipped: list[Skipped] = []
-    for budget in budgets:
-        for size in sizes_for(budget, sizes, rules):
-            measured = sizes.at(size)
-            if measured is None:
-                continue
-            spec = rules.spec(measured, budget)
+    for measured, wanted in _pairs(budgets, sizes, rules):
+        for spec in rules.runs(measured, wanted):
             reason = rules.infeasible(spec)
             if reason:
-                skipped.append(Skipped(budget=budget, size=size, reason=reason))
+                skipped.append(Skipped(budget=spec.budget, size=spec.size, reason=reason))
             else:
                 specs.append(spec)
+    specs.sort(key=lambda spec: (spec.budget, spec.size))
+    skipped.sort(key=lambda skip: (skip.budget, skip.size))
     for size, why in sorted(sizes.broken.items()):
         skipped.append(Skipped(budget=None, size=size, reason=f"cannot be built: {why}"))
     if not specs:
         reasons = "; ".join(f"{_where(skip)}: {skip.reason}" for skip in skipped[:3]) or "no size can be built"
         raise InputError(f"compute_budgets: no feasible run is left ({reasons}); change the budgets, sizes or data")
     return tuple(specs), tuple(skipped)
+
+
+def _pairs(
+    budgets: Sequence[float], sizes: Sizes, rules: PlanRules
+) -> Iterator[tuple[Measurement, list[float]]]:
+    """Each size with the ascending budgets at which it is wanted."""
+    if rules.branch:
+        chosen = ladder(budgets, sizes, rules)
+    else:
+        chosen = {budget: sizes_for(budget, sizes, rules) for budget in budgets}
+    for size in sorted({size for of_budget in chosen.values() for size in of_budget}):
+        measured = sizes.at(size)
+        if measured is not None:
+            yield measured, [budget for budget in budgets if size in chosen[budget]]
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
@@ -301,7 +248,10 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 def with_estimate(plan: SweepPlan, seconds_each: Sequence[float], workers: int, start: float, memory: int) -> SweepPlan:
     """The plan with its estimated cost: `start` seconds until the first run begins, then the makespan."""
-    total = start + makespan(seconds_each, workers)
+    jobs: dict[str, float] = defaultdict(float)  # runs of one lane go one after the other
+    for spec, seconds in zip(plan.experiments, seconds_each, strict=True):
+        jobs[spec.lane or spec.key] += seconds
+    total = start + makespan(jobs.values(), workers)
     return dataclasses.replace(plan, seconds_each=tuple(seconds_each), seconds=total, peak_memory_bytes=memory)
 
 

@@ -46,23 +46,20 @@ def page(result: Result) -> str:
                        for title, svg in panels(result).items())
     sections = [
         _head(result),
-        _section("What to train", _budget_table(result)),
-        _section("The law", _law(result)),
-        _section("Three ways to the exponents", _approaches(result)),
-        _section("Which law", _trials(result)),
-        _section("Pictures", f'<div class="pictures">{pictures}</div>' + _note(
+        section("What to train", _budget_table(result)),
+        section("The law", _law(result)),
+        section("Three ways to the exponents", _approaches(result)),
+        section("Which law", _trials(result)),
+        section("Pictures", f'<div class="pictures">{pictures}</div>' + note(
             "Dot: a run; hollow: left out. Line: the law; star: its optimum. Square: minimum of a parabola through one "
             "budget; hollow: at the edge. Band: 95% interval. Dotted: the largest budget that was fitted.")),
-        _section("Checked by training", _verify(result)),
-        _section("From which compute the law holds", _backtest(result)),
-        _section("What was left out", _left_out(result)),
-        _section("Every run", _runs(result)),
-        _section("How it was done", _table(("convention", "value"), result.checklist.items(), text=(0, 1))),
+        section("Checked by training", _verify(result)),
+        section("From which compute the law holds", _backtest(result)),
+        section("What was left out", _left_out(result)),
+        section("Every run", _runs(result)),
+        section("How it was done", table(("convention", "value"), result.checklist.items(), text=(0, 1))),
     ]
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>flops-fit report</title><style>{STYLE}</style></head><body>\n"
-            + "\n".join(section for section in sections if section) + "\n</body></html>\n")
+    return document("flops-fit report", sections)
 
 
 def fragment(result: Result) -> str:
@@ -70,21 +67,32 @@ def fragment(result: Result) -> str:
     return f"<div>{_head(result)}{_budget_table(result)}</div>"
 
 
+SYNTHETIC = '<p class="banner">SYNTHETIC: computed from a law, nothing was trained</p>'
+
+
+def document(title: str, sections: Iterable[str], head: str = "") -> str:
+    """A whole page in the look of the report; `head` goes into its head."""
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
+            + "\n".join(part for part in sections if part) + "\n</body></html>\n")
+
+
 def _head(result: Result) -> str:
-    banner = ('<p class="banner">SYNTHETIC: computed from a law, nothing was trained</p>' if result.synthetic else "")
+    banner = SYNTHETIC if result.synthetic else ""
     warnings = "".join(f'<p class="warn">{escape(text)}</p>' for text in result.warnings)
     return f'<h1>flops-fit</h1>{banner}<p class="verdict">{escape(result.verdict())}</p>{warnings}'
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (),
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (),
            faint: Sequence[bool] = ()) -> str:
     """A table in a box of its own, which scrolls sideways on a small screen; `text` columns are set left."""
     def cells(row: Sequence[str], tag: str) -> str:
@@ -98,8 +106,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[
 
 def _budget_table(result: Result) -> str:
     header, *rows = table_rows(result, (*some_budgets(result), *(factor * result.budgets[-1] for factor in AHEAD)))
-    note = _note(far_note(result)) if any(row[0].endswith("*") for row in rows) else ""
-    return _table(header, rows) + note
+    far = note(far_note(result)) if any(row[0].endswith("*") for row in rows) else ""
+    return table(header, rows) + far
 
 
 def _law(result: Result) -> str:
@@ -109,10 +117,10 @@ def _law(result: Result) -> str:
     values |= {"n_opt_exponent": result.n_opt_exponent, "d_opt_exponent": 1 - result.n_opt_exponent}
     rows = [(name, f"{value:.5g}", "{:.4g} to {:.4g}".format(*result.intervals[name]),
              f"{errors[name]:.2g}" if name in errors else "", known.get(name, "")) for name, value in values.items()]
-    other = "".join(_note(line) for line in with_all_lines(result))
-    return (_note(f"loss = {result.form.formula}, fitted to {len(result.used)} runs; rms residual {fit.rms:.2%}, "
+    other = "".join(note(line) for line in with_all_lines(result))
+    return (note(f"loss = {result.form.formula}, fitted to {len(result.used)} runs; rms residual {fit.rms:.2%}, "
                   f"objective {fit.objective:.6g}.")
-            + _table(("", "value", "95%", "standard error", "determined by the runs"), rows, text=(0, 4)) + other)
+            + table(("", "value", "95%", "standard error", "determined by the runs"), rows, text=(0, 4)) + other)
 
 
 def _approaches(result: Result) -> str:
@@ -121,7 +129,7 @@ def _approaches(result: Result) -> str:
 
     rows = [(one.name, cell(one.n_opt_exponent, one.n_opt_interval), cell(one.d_opt_exponent, one.d_opt_interval),
              one.note) for one in result.approaches]
-    return _table(("approach", "N_opt ~ C^", "D_opt ~ C^", "note"), rows, text=(0, 3))
+    return table(("approach", "N_opt ~ C^", "D_opt ~ C^", "note"), rows, text=(0, 3))
 
 
 def _trials(result: Result) -> str:
@@ -131,7 +139,7 @@ def _trials(result: Result) -> str:
     rows = [(trial.law + (" (used)" if trial.chosen else ""), str(trial.coefficients), share(trial.relative_error),
              share(trial.earlier_error), trial.note) for trial in result.trials]
     header = ("law", "coefficients", "error on the largest budgets", "one step earlier", "note")
-    return _table(header, rows, text=(0, 4)) + _note(
+    return table(header, rows, text=(0, 4)) + note(
         "Each law is fitted without the largest budgets and predicts them. Chinchilla's stands unless it is off by "
         "more than 2% and another is clearly better, twice.")
 
@@ -145,7 +153,7 @@ def _verify(result: Result) -> str:
              f"{v.predicted_loss:.4f}", f"{v.interval[0]:.4f} to {v.interval[1]:.4f}", f"{v.measured_loss:.4f}",
              f"{v.relative_error:+.2%}")]
     header = ("compute (FLOPs)", "size", "params", result.runs.unit, "predicted", "95%", "measured", "error")
-    return _table(header, rows) + _note(f"The measured loss is {'inside' if inside else 'OUTSIDE'} the interval that "
+    return table(header, rows) + note(f"The measured loss is {'inside' if inside else 'OUTSIDE'} the interval that "
                                         "was printed before the run.")
 
 
@@ -154,8 +162,8 @@ def _backtest(result: Result) -> str:
         return ""
     rows = [(say_flops(row.threshold) + (" (chosen)" if row.chosen else ""), str(row.runs), f"{row.rms:.2%}",
              f"{row.error:.2%}", f"{row.trend:+.4f}") for row in result.onset.table]
-    return (_table(("from FLOPs on", "runs", "rms residual", "backtest error", "trend per decade"), rows)
-            + _note("Backtest: the law is fitted without the largest budgets and predicts them."))
+    return (table(("from FLOPs on", "runs", "rms residual", "backtest error", "trend per decade"), rows)
+            + note("Backtest: the law is fitted without the largest budgets and predicts them."))
 
 
 def _left_out(result: Result) -> str:
@@ -163,7 +171,7 @@ def _left_out(result: Result) -> str:
     rows += [(("any budget" if pair.budget is None else f"{say_flops(pair.budget)} FLOPs")
               + ("" if pair.size is None else f", size {pair.size}") + " (not run)", pair.reason)
              for pair in result.skipped]
-    return _table(("what", "why"), rows, text=(0, 1)) if rows else _note("Nothing.")
+    return table(("what", "why"), rows, text=(0, 1)) if rows else note("Nothing.")
 
 
 def _runs(result: Result) -> str:
@@ -176,4 +184,4 @@ def _runs(result: Result) -> str:
                      say_flops(runs.flops[i]), f"{runs.loss[i]:.4f}", f"{runs.loss[i] / expected[i] - 1:+.2%}",
                      "yes" if result.keep[i] else "no"))
     header = ("run", "budget", "size", "params", runs.unit, "FLOPs", "loss", "off the law", "fitted")
-    return _table(header, rows, faint=[not kept for kept in result.keep.tolist()])
+    return table(header, rows, faint=[not kept for kept in result.keep.tolist()])

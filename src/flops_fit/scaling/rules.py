@@ -1,4 +1,4 @@
-"""The stated rules of training: learning rate in N and D, batch size in D, and how the first one is calibrated."""
+"""The stated rules of training: learning rate in N and D, batch size in D, and what short runs say about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flops_fit.records import Record
 
 LR_START = 0.4                           # coefficient of the built-in GPT; where lr="auto" begins to search
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of that coefficient, tried first
-LR_MOST_EXTENSIONS = 2                   # more factors tried when the best lies at an end
+LR_MOST_EXTENSIONS = 6                   # more factors tried, one by one, while the best lies at an end
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,13 @@ class LrRule(Record):
     def __call__(self, params: float, tokens: float) -> float:
         return float(self.coefficient * params**self.n_exponent * tokens**self.d_exponent)
 
+    def bent(self, params: float, larger: float, factor: float) -> LrRule:
+        """The rule that equals this one at N = `params` and is `factor` times this one at `larger` (Eq. P9)."""
+        turn = math.log(factor) / math.log(larger / params)
+        return LrRule(self.coefficient * params**-turn, self.n_exponent + turn, self.d_exponent)
+
     def __str__(self) -> str:
-        return f"{self.coefficient:.4g} N^{self.n_exponent:g} D^{self.d_exponent:g}"
+        return f"{self.coefficient:.4g} N^{self.n_exponent:.4g} D^{self.d_exponent:.4g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,15 @@ class BatchRule(Record):
 
     @classmethod
     def of(cls, batch_size: str | int | BatchRule) -> BatchRule:
-        """A rule as it is; "auto" the rule of this class; a number that many samples for every run."""
+        """A rule as it is; "auto" the rule of this class, and where "measure" begins; a number that many samples."""
         if isinstance(batch_size, BatchRule):
             return batch_size
-        if batch_size == "auto":
+        if batch_size in ("auto", "measure"):
             return cls()
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(
-                f'batch_size: got {batch_size!r}; allowed are "auto", a whole number from 1 on or a BatchRule'
+                f'batch_size: got {batch_size!r}; allowed are "auto", "measure", a whole number from 1 on '
+                "or a BatchRule"
             )
         return cls(samples=batch_size)
 
@@ -81,15 +87,28 @@ class BatchRule(Record):
         return f"{self.coefficient:g} D^{self.exponent:g} tokens"
 
 
-def search_factor(losses_of: Callable[[Sequence[float]], Sequence[float | None]]) -> float:
-    """The factor of LR_START with the least loss; `losses_of(factors)` trains one short run for each (None: failed).
+def stable_steps(steps: int, decay: float) -> int:
+    """Steps of a run before its learning rate begins to fall, `decay` the fraction over which it does (Eq. P7)."""
+    return math.floor((1 - decay) * steps)
+
+
+def search_factor(
+    losses_of: Callable[[Sequence[float]], Sequence[float | None]],
+    factors: Sequence[float] = LR_FACTORS,
+    most_extensions: int = LR_MOST_EXTENSIONS,
+) -> float:
+    """The factor of a learning rate with the least loss (Eq. P3).
+
+    Args:
+        losses_of: trains one short run for each factor given (None: it failed).
+        factors: ascending in steps of 2, tried first.
 
     Raises:
         FitError: every run failed.
     """
     tried: dict[float, float] = {}
-    ask: Sequence[float] = LR_FACTORS
-    for _ in range(1 + LR_MOST_EXTENSIONS):
+    ask = factors
+    for _ in range(1 + most_extensions):
         tried |= {f: math.inf if loss is None else loss for f, loss in zip(ask, losses_of(ask), strict=True)}
         best = min(tried, key=lambda factor: tried[factor])
         if not math.isfinite(tried[best]):

@@ -14,7 +14,7 @@ from flops_fit.scaling.result import Result
 from flops_fit.scaling.rules import BatchRule, LrRule
 from flops_fit.study.definition import Study
 from flops_fit.study.sweep import Sweep
-from flops_fit.train.engine import TrainOptions
+from flops_fit.train.options import TrainOptions
 from flops_fit.train.synthetic import SyntheticTrainer
 
 if TYPE_CHECKING:
@@ -43,12 +43,15 @@ def find_optimal(
     span: float = 3.0,                   # sizes reach from 1/span to span times that centre, in N
     max_epochs: float = 4.0,             # pairs that repeat the data more often are left out
     lr: Literal["auto"] | float | LrRule = "auto",         # "auto": coefficient of the rule measured by a probe
-    batch_size: Literal["auto"] | int | BatchRule = "auto",  # samples a step, or a rule in D
+    batch_size: Literal["auto", "measure"] | int | BatchRule = "auto",  # samples a step, or a rule in D
     seed: int = 0,
+    schedule: Literal["auto", "wsd", "wsd-branch"] = "auto",  # branches: all D of a size out of one run (Eq. P7)
     train_options: TrainOptions | None = None,
+    micro_batch: int | None = None,      # samples through the model at once; gradients add up to the whole batch
+    shard: bool | None = None,           # with ranks: split the parameters over them (FSDP2); None: when too large
     tokens_per_sample: int | None = None,  # units of D in a sample; None: T for integer inputs (B, T), else 1
     trainer: SyntheticTrainer | None = None,  # computes losses from a known law instead of training; openly marked
-    executor: str | Executor = "local",  # "local" | "inline" | "processes" | your own
+    executor: str | Executor = "local",  # "local" | "inline" | "processes" | "ranks" (share each run) | your own
     workers: int | None = None,          # processes; None: one for each core
     extend: int = 2,                     # rounds of extra sizes where an optimum lies at the edge of its group
     verify: float | None = None,         # train the predicted size at this many times the largest budget
@@ -79,7 +82,8 @@ def find_optimal(
         loss_fn=loss_fn, objective=objective, held_out=held_out, compute_budgets=tuple(compute_budgets),
         sizes=None if sizes is None else tuple(sizes), size_multiple=size_multiple, sizes_per_budget=sizes_per_budget,
         tokens_per_param=tokens_per_param, span=span, max_epochs=max_epochs, lr=lr, batch_size=batch_size, seed=seed,
-        train_options=train_options or TrainOptions(), tokens_per_sample=tokens_per_sample, trainer=trainer,
+        schedule=schedule, train_options=train_options, micro_batch=micro_batch, shard=shard,
+        tokens_per_sample=tokens_per_sample, trainer=trainer,
     )  # fmt: skip
     sweep = Sweep(study, executor=executor, workers=workers, watch=watch or default_watch())
     if not train:

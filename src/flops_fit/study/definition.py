@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from flops_fit.data.batches import MapSource, StreamSource, prepare
 from flops_fit.errors import ContractError, InputError
-from flops_fit.scaling.plan import PlanRules, check_budgets
+from flops_fit.scaling.plan import SCHEDULES, PlanRules, check_budgets
 from flops_fit.scaling.rules import BatchRule, LrRule
 from flops_fit.train.contract import check_class, check_probe
-from flops_fit.train.engine import TrainOptions
 from flops_fit.train.identity import code_hash
 from flops_fit.train.loss import Objective, unit_of
 from flops_fit.train.measure import Measurer
+from flops_fit.train.options import BRANCHED, TrainOptions
 from flops_fit.train.synthetic import SyntheticTrainer
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ class Study:
     span: float = 3.0
     max_epochs: float = 4.0
     lr: Literal["auto"] | float | LrRule = "auto"
-    batch_size: Literal["auto"] | int | BatchRule = "auto"
+    batch_size: Literal["auto", "measure"] | int | BatchRule = "auto"
     seed: int = 0
-    train_options: TrainOptions = field(default_factory=TrainOptions)
+    schedule: Literal["auto", "wsd", "wsd-branch"] = "auto"
+    train_options: TrainOptions | None = None
+    micro_batch: int | None = None
+    shard: bool | None = None
     tokens_per_sample: int | None = None
     trainer: SyntheticTrainer | None = None
     describe_data: str = ""
@@ -62,6 +65,13 @@ class Prepared:
     measurer: Measurer
     unit: Literal["tokens", "samples"]
     device: torch.device
+    options: TrainOptions
+    branch: bool
+
+    def scheduled(self, *, branch: bool) -> Prepared:
+        """The same study with one trunk a size and branches off it, or with runs of their own."""
+        default = BRANCHED if branch else TrainOptions()
+        return replace(self, branch=branch, options=self.study.train_options or default)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,14 +85,15 @@ class Prepared:
             "data": self.source.fingerprint,
             "collate": code_hash(self.source.collate),
             "held_out": self.source.held_out_from,
-            "train_options": {**asdict(study.train_options), "device": self.device.type},
+            "schedule": "wsd-branch" if self.branch else "wsd",
+            "train_options": {**asdict(self.options), "device": self.device.type},
             "tokens_per_sample": self.measurer.tokens_per_sample,
             "trainer": repr(study.trainer) if study.trainer else "engine",
         }
 
     def conventions(self, rules: PlanRules, counted: Iterable[str], lr_note: str) -> dict[str, str]:
         """How the numbers came about, for the checklist that every result prints; `counted`: how FLOPs were."""
-        options = self.study.train_options
+        options = self.options
         data = self.study.describe_data or type(self.study.dataset).__name__
         return {
             "params N": "every trainable parameter, embeddings included, by num_params()",
@@ -93,12 +104,21 @@ class Prepared:
             "held out": self.source.held_out_from,
             "optimizer": f"AdamW, betas {options.beta1:g} {options.beta2:g}, weight decay {options.weight_decay:g} on "
             f"matrices, gradient norm <= {options.clip:g}",
-            "schedule": f"warmup {options.warmup:.0%} of the run, stable, linear to 0 in the last {options.decay:.0%}",
+            "schedule": self._schedule,
             "learning rate": f"{rules.lr}{lr_note}",
             "batch": str(rules.batch),
             "precision": "bf16 autocast" if self.device.type == "cuda" else "fp32",
             "seed": str(self.study.seed),
         }
+
+    @property
+    def _schedule(self) -> str:
+        options = self.options
+        fall = "linear" if options.shape == "linear" else "as 1 - sqrt"
+        end = f"stable, {fall} to 0 in the last {options.decay:.0%}"
+        if self.branch:
+            return f"a trunk for each size, warmup {options.warmup:.0%} of a short run; a branch for each D, {end}"
+        return f"warmup {options.warmup:.0%} of the run, {end}"
 
 
 def prepare_study(study: Study) -> Prepared:
@@ -114,6 +134,7 @@ def prepare_study(study: Study) -> Prepared:
         "data": lambda: prepare(study.dataset, study.held_out),
         "loss": lambda: Objective(study.loss_fn, study.objective),
         "seed": lambda: _check_seed(study.seed),
+        "schedule": lambda: _check_schedule(study.schedule),
         "budgets": lambda: check_budgets(study.compute_budgets),
     }
     for name, check in checks.items():
@@ -129,11 +150,12 @@ def prepare_study(study: Study) -> Prepared:
     if study.tokens_per_sample is not None:
         tokens_per_sample = study.tokens_per_sample
     measurer = Measurer(study.model_cls, study.model_size_param, kwargs, found["loss"], batch, tokens_per_sample)
-    device = study.train_options.torch_device()
+    options = study.train_options or (TrainOptions() if study.schedule == "wsd" else BRANCHED)
+    device = options.torch_device()
     check_probe(measurer, study.sizes or [study.size_multiple * k for k in (1, 2, 4)], device)
     return Prepared(
         study=study, budgets=found["budgets"], source=found["data"], objective=found["loss"], measurer=measurer,
-        unit=unit, device=device,
+        unit=unit, device=device, options=options, branch=study.schedule != "wsd",
     )  # fmt: skip
 
 
@@ -145,6 +167,14 @@ def _value(value: Any) -> str:
 def _check_seed(seed: int) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: got {seed!r}; allowed is a whole number from 0 on")
+
+
+def _check_schedule(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise InputError(
+            f'schedule: got {schedule!r}; allowed are "wsd" (each run by itself), "wsd-branch" (a trunk for each size, '
+            'a decay branched off it for each D) and "auto" (branches where they save)'
+        )
 
 
 def _name(thing: Any) -> str:

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import math
 import os
-import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flops_fit.errors import InputError
-from flops_fit.records import Measurement, RunResult, RunSpec, content_hash
-from flops_fit.runs.executors import Event, Executor, InlineExecutor, ProcessExecutor, Progressed, Task, choose
+from flops_fit.errors import InputError, JournalError
+from flops_fit.records import RunResult, RunSpec, content_hash
+from flops_fit.runs.beacon import Beacon
+from flops_fit.runs.executors import Executor, InlineExecutor, ProcessExecutor, Task, choose
 from flops_fit.runs.journal import Journal
 from flops_fit.runs.watch import Watch
 from flops_fit.scaling.compute import FlopsPerToken
 from flops_fit.scaling.fit import DRAWS, MIN_DRAWS, fit
 from flops_fit.scaling.isoflop import isoflop
-from flops_fit.scaling.plan import PlanRules, Sizes, SweepPlan, plan_sweep, with_estimate
+from flops_fit.scaling.plan import PlanRules, SweepPlan, plan_sweep
 from flops_fit.scaling.result import Result, Verify
-from flops_fit.scaling.rules import LR_FACTORS, LR_START, BatchRule, LrRule, search_factor
+from flops_fit.scaling.rules import BatchRule, LrRule
+from flops_fit.scaling.sizes import Sizes
 from flops_fit.scaling.table import Runs
+from flops_fit.study.cost import with_cost
 from flops_fit.study.definition import Study, prepare_study
-from flops_fit.train.calibrate import Calibrator
-from flops_fit.train.engine import Trainer, peak_memory
+from flops_fit.study.launched import LaunchedExecutor, processes, together
+from flops_fit.study.probe import NOTE, Probed, Prober
+from flops_fit.train.checkpoint import Checkpoints
+from flops_fit.train.engine import Trainer
+from flops_fit.train.options import Placement
 
-LR_PROBE_SHARE = 0.25  # of the smallest budget, spent on each learning rate tried
-LR_NOTE = "lr"         # the journal remembers the rule under this name
 LADDER_STEPS = 7       # sizes are measured up to 4^7 x the largest N of the sweep
 SMALL_SWEEP = 5e10     # FLOPs: about the seconds that starting workers takes
+WORTH_BRANCHING = 0.8  # of the FLOPs of separate runs: above it, one lr and batch for all D of a size are not worth it
+WORTH_THREADS = 1e6    # params: the products of a smaller model are too small to be shared by threads
+CHECKPOINTS = "checkpoints"  # folder of the states of unfinished runs, beside the journal
 
 
 class Sweep:
@@ -44,16 +51,20 @@ class Sweep:
         choose("inline" if executor == "local" else executor, self.workers)  # an unknown name is told now
         self.prepared = ready = prepare_study(study)
         self.sizes = Sizes(ready.measurer, ready.measurer.params, study.size_multiple)
+        if study.schedule == "auto" and not self._branching_saves():
+            self.prepared = ready = ready.scheduled(branch=False)
         self.trainer: Task = study.trainer or Trainer(
-            ready.measurer, ready.source, ready.objective, study.train_options
-        )
+            ready.measurer, ready.source, ready.objective, ready.options,
+            Placement(micro_batch=study.micro_batch, shard=study.shard),
+        )  # fmt: skip
 
     # --- plan -------------------------------------------------------------------------------------------------------
 
     def plan(self) -> SweepPlan:
         """The runs and what they will cost, from a few steps of each on this machine."""
-        plan = self._plan(self.rules(LrRule.of(self.study.lr)), self._lr_note(" (a start; the sweep measures it)"))
-        return plan if self.study.trainer else self._with_cost(plan)
+        note = " (a start; the sweep measures it)" if "lr" in self._asks() else ""
+        plan = self._plan(self.rules(LrRule.of(self.study.lr)), note)
+        return plan if self.study.trainer else together(self.trainer, lambda: self._with_cost(plan))
 
     def _plan(self, rules: PlanRules, lr_note: str = "") -> SweepPlan:
         specs, skipped = plan_sweep(self.prepared.budgets, self.sizes, rules)
@@ -63,31 +74,20 @@ class Sweep:
             conventions=self.prepared.conventions(rules, (m.how for m in self.sizes.measured), lr_note),
         )  # fmt: skip
 
+    def _branching_saves(self) -> bool:
+        """Whether trunks are worth their one batch a size: they save FLOPs and leave out no run."""
+        ready, lr = self.prepared, LrRule.of(self.study.lr)
+        plan = self._plan(self.rules(lr))
+        self.prepared = ready.scheduled(branch=False)
+        separate = self._plan(self.rules(lr))
+        self.prepared = ready
+        cheap = plan.total_flops <= WORTH_BRANCHING * plan.separate_flops
+        return cheap and len(plan.experiments) >= len(separate.experiments)
+
     def _with_cost(self, plan: SweepPlan) -> SweepPlan:
-        shapes = {(spec.size, spec.batch_size): spec for spec in plan.experiments}
-        self.watch.say(f"timing a few steps of {len(shapes)} kinds of run on this machine")
         executor, trainer, parallel = self._executor(plan.experiments)
         assert isinstance(trainer, Trainer)
-        begun, first = time.perf_counter(), [0.0]
-
-        def note_start(event: Event) -> None:
-            if isinstance(event, Progressed) and not first[0]:
-                first[0] = time.perf_counter() - begun
-
-        task = Calibrator(trainer)
-        results = list(executor.run(list(shapes.values()), task, note_start))
-        for result in results:
-            if not result.ok:
-                self.watch.say(f"no estimate: a few steps of size {result.spec.size} failed: {result.reason}")
-                return plan
-        timed = {result.spec.key: result for result in results}
-        each = []
-        for spec in plan.experiments:
-            twin = shapes[spec.size, spec.batch_size]
-            each.append(timed[twin.key].seconds * spec.steps / twin.steps)
-        largest = sorted((r.peak_memory_bytes for r in timed.values()), reverse=True)[:parallel]
-        memory = sum(largest) + (peak_memory(self.prepared.device) if parallel > 1 else 0)
-        return with_estimate(plan, each, parallel, first[0], memory)
+        return with_cost(plan, executor, trainer, parallel, self.watch.say)
 
     def rules(self, lr: LrRule) -> PlanRules:
         study, ready = self.study, self.prepared
@@ -99,6 +99,7 @@ class Sweep:
             samples=ready.source.samples, lr=lr, batch=batch, seed=study.seed, sizes=study.sizes,
             size_multiple=study.size_multiple, sizes_per_budget=study.sizes_per_budget,
             tokens_per_param=study.tokens_per_param, span=study.span, max_epochs=study.max_epochs,
+            branch=ready.branch, warmup=ready.options.warmup, decay=ready.options.decay,
         )  # fmt: skip
 
     # --- run --------------------------------------------------------------------------------------------------------
@@ -107,25 +108,52 @@ class Sweep:
         self, output_dir: str | os.PathLike[str], *, resume: bool, extend: int, verify: float | None, bootstrap: int
     ) -> Result:
         """Run what the journal does not hold yet, fit, verify, and write result, plots and report."""
-        folder = Path(output_dir)
         _check_options(verify, bootstrap)
         plan_sweep(self.prepared.budgets, self.sizes, self.rules(LrRule.of(self.study.lr)))  # before it takes a folder
-        with Journal.open(folder, self.prepared.identity, fresh=not resume) as journal:
-            if journal.recovered:
-                self.watch.say(journal.recovered)
-            rules = self.rules(self._learning_rate(journal))
-            plan = self._plan(rules, self._lr_note(" (coefficient measured)"))
-            results = self._run(journal, plan.experiments)
-            for _ in range(extend):
-                more = self._beyond_edges(results, rules)
-                if not more:
-                    break
-                results += self._run(journal, more)
-            result = self._fit(results, plan, bootstrap)
-            if verify is not None:
-                result = self._verify(journal, result, rules, verify)
-        _save(result, folder)
+        return together(self.trainer, lambda: self._drive(Path(output_dir), not resume, extend, verify, bootstrap))
+
+    def _drive(self, folder: Path, fresh: bool, extend: int, verify: float | None, bootstrap: int) -> Result:
+        if self.study.schedule == "auto" and not fresh:
+            self._keep_schedule(folder)
+        with Journal.open(folder, self.prepared.identity, fresh=fresh) as journal:
+            told, self.watch = self.watch, Beacon(folder, self.watch)
+            try:
+                result = self._find(journal, extend, verify, bootstrap)
+            finally:
+                self.watch = told
+            _save(result, folder)
+            Checkpoints(folder / CHECKPOINTS).clear()
         return result
+
+    def _keep_schedule(self, folder: Path) -> None:
+        """Go on with the schedule of the folder's runs, though other budgets would now have chosen the other one."""
+        other = self.prepared.scheduled(branch=not self.prepared.branch)
+        try:
+            there = Journal.read(folder).identity
+        except (InputError, JournalError):
+            return  # nothing is there, or Journal.open will tell what
+        if there is not None and content_hash(dict(there)) == content_hash(other.identity):
+            self.prepared = other
+            if isinstance(self.trainer, Trainer):
+                self.trainer = replace(self.trainer, options=other.options)
+
+    def _find(self, journal: Journal, extend: int, verify: float | None, bootstrap: int) -> Result:
+        if journal.recovered:
+            self.watch.say(journal.recovered)
+        if isinstance(self.trainer, Trainer):
+            self.trainer = self.trainer.on(checkpoints=journal.path.parent.resolve() / CHECKPOINTS)
+        probed = self._probed(journal)
+        rules = replace(self.rules(probed.lr), batch=probed.batch)
+        plan = self._plan(rules, probed.note)
+        results = self._run(journal, plan.experiments)
+        for _ in range(extend):
+            more = self._beyond_edges(results, rules)
+            if not more:
+                break
+            results += self._run(journal, more)
+        result = self._fit(results, plan, bootstrap)
+        result = replace(result, warnings=(*result.warnings, *probed.warnings))
+        return result if verify is None else self._verify(journal, result, rules, verify)
 
     def _run(self, journal: Journal, specs: Sequence[RunSpec]) -> list[RunResult]:
         """The results of `specs`, in their order; those in the journal are not run again (failed ones are)."""
@@ -136,6 +164,7 @@ class Sweep:
         try:
             for result in executor.run(todo, task, self.watch.event):
                 journal.append(result)
+                Checkpoints(journal.path.parent / CHECKPOINTS).forget(result.spec)
                 self.watch.done(result)
         finally:
             self.watch.end()
@@ -144,66 +173,73 @@ class Sweep:
     def _executor(self, specs: Sequence[RunSpec]) -> tuple[Executor, Task, int]:
         """(executor, task, runs at once). "local": single-threaded workers on the CPU, since small models gain nothing
         from a second thread; inline for one run, on CUDA, and where starting workers costs more than the runs."""
+        if processes() > 1 and isinstance(self.trainer, Trainer):
+            return LaunchedExecutor(processes()), self.trainer.on(ranks=processes()), 1
         if self.executor != "local":
             executor = choose(self.executor, self.workers)
-            return executor, self.trainer, executor.workers if isinstance(executor, ProcessExecutor) else 1
+            ranks = getattr(executor, "ranks", 1)  # processes that share each run
+            task = self.trainer.on(ranks=ranks) if isinstance(self.trainer, Trainer) else self.trainer
+            return executor, task, executor.workers if isinstance(executor, ProcessExecutor) else 1
         trainer = self.trainer
         if self.prepared.device.type != "cpu" or not isinstance(trainer, Trainer):
             return InlineExecutor(), trainer, 1
         if self.workers < 2 or len(specs) < 2:
-            return InlineExecutor(), replace(trainer, threads=self.workers), 1
-        task = replace(trainer, threads=1)
-        if sum(spec.flops for spec in specs) < SMALL_SWEEP:
+            large = max((spec.params for spec in specs), default=0) >= WORTH_THREADS
+            return InlineExecutor(), trainer.on(threads=self.workers if large else 1), 1
+        task = trainer.on(threads=1)
+        if sum(spec.cost for spec in specs) < SMALL_SWEEP:
             return InlineExecutor(), task, 1
         return ProcessExecutor(self.workers), task, self.workers
 
-    def _learning_rate(self, journal: Journal) -> LrRule:
-        """The rule given, or its coefficient measured by short runs of one size at the smallest budget."""
-        if self.study.lr != "auto" or self.study.trainer is not None:
-            return LrRule.of(self.study.lr)
-        if LR_NOTE in journal.notes:
-            return LrRule.from_dict(journal.notes[LR_NOTE])
-        specs, _ = plan_sweep(self.prepared.budgets[:1], self.sizes, self.rules(LrRule.of("auto")))
-        middle = self.sizes.at(specs[len(specs) // 2].size)
-        assert middle is not None
-        self.watch.say(f"learning rate: {len(LR_FACTORS)} or more short runs at size {middle.size}")
+    def _probed(self, journal: Journal) -> Probed:
+        """The rules of learning rate and batch: as given, or as short runs found them, which the journal remembers."""
+        study, asked = self.study, self._asks()
+        given = Probed(lr=LrRule.of(study.lr), batch=self.rules(LrRule.of(study.lr)).batch)
+        if not asked:
+            return given
+        noted = journal.notes.get(NOTE, {})
+        if noted.get("asked") == asked:
+            return Probed.from_dict(noted)
+        if asked == ["lr"] and "coefficient" in noted:  # of a journal from before the rule was checked
+            return replace(given, lr=LrRule.from_dict(noted), note=" (coefficient measured)")
+        prober = Prober(
+            budgets=self.prepared.budgets, sizes=self.sizes, rules=self.rules, say=self.watch.say,
+            run=lambda specs: self._run(journal, specs),
+        )  # fmt: skip
+        probed = prober.find(given, asked)
+        journal.note(NOTE, {**probed.to_dict(), "asked": asked})
+        self.watch.say(f"learning rate: {probed.lr}; batch: {probed.batch}")
+        for warning in probed.warnings:
+            self.watch.say(warning)
+        return probed
 
-        def losses_of(factors: Sequence[float]) -> list[float | None]:
-            return [run.loss for run in self._run(journal, [self._lr_spec(middle, f) for f in factors])]
-
-        rule = LrRule(LR_START * search_factor(losses_of))
-        journal.note(LR_NOTE, rule.to_dict())
-        self.watch.say(f"learning rate: {rule}")
-        return rule
-
-    def _lr_note(self, note: str) -> str:
-        return note if self.study.lr == "auto" and self.study.trainer is None else ""
-
-    def _lr_spec(self, measured: Measurement, factor: float) -> RunSpec:
-        rules = self.rules(LrRule(LR_START * factor))
-        short = rules.spec(measured, self.prepared.budgets[0] * LR_PROBE_SHARE, "probe")
-        return rules.spec(measured, self.prepared.budgets[0], "probe") if rules.infeasible(short) else short
+    def _asks(self) -> list[str]:
+        """What short runs are to find before the sweep."""
+        study = self.study
+        asks = {"lr": study.lr == "auto", "batch": study.batch_size == "measure"}
+        return [] if study.trainer is not None else [name for name, wanted in asks.items() if wanted]
 
     def _beyond_edges(self, results: Sequence[RunResult], rules: PlanRules) -> list[RunSpec]:
         """One more size for each group whose optimum lies at its edge, when it is feasible; announced."""
         runs, _ = Runs.from_results(results)
-        more = []
+        wanted: dict[int, list[float]] = defaultdict(list)
         for group in isoflop(runs, self._flops_per_token(results)).edges:
             have = sorted({r.spec.size for r in results if r.spec.budget == group.budget})
             size = self.sizes.next_beyond(have, group.edge)
             measured = None if size is None else self.sizes.at(size)
             if measured is None:
                 continue
-            spec = rules.spec(measured, group.budget)
-            reason = rules.infeasible(spec)
+            reason = rules.infeasible(rules.spec(measured, group.budget))
             side = "smallest" if group.edge == "low" else "largest"
             self.watch.say(
                 f"{group.budget:.3g} FLOPs: the optimum lies at the {side} size, "
                 + (f"size {size} would be next but {reason}" if reason else f"adding size {size}")
             )
             if not reason:
-                more.append(spec)
-        return more
+                wanted[measured.size].append(group.budget)
+        more = [spec for size, budgets in wanted.items() if (measured := self.sizes.at(size)) is not None
+                for spec in rules.runs(measured, sorted(budgets))]  # fmt: skip
+        return [spec for spec in more if not rules.infeasible(spec)]
 
     # --- law and answer ---------------------------------------------------------------------------------------------
 
@@ -235,7 +271,8 @@ class Sweep:
         size = self.sizes.near(result.predict(compute).params)
         measured = None if size is None else self.sizes.at(size)
         assert measured is not None  # the sweep ran, so sizes can be built
-        spec = rules.spec(measured, compute, "verify")
+        trunk = {run.spec.budget for run in result.experiments if run.spec.size == size and run.spec.budget < compute}
+        spec = rules.runs(measured, [*sorted(trunk), compute], "verify")[-1]  # goes on from the trunk when there is one
         reason = rules.infeasible(spec)
         if reason:
             return replace(result, warnings=(*result.warnings, f"not verified at {compute:.3g} FLOPs: {reason}"))

@@ -10,7 +10,8 @@ import torch
 
 from flops_fit.data.batches import seeded
 from flops_fit.records import RunResult, RunSpec
-from flops_fit.train.engine import Progress, Trainer, TrainingRun, cpu_threads, environment, peak_memory
+from flops_fit.train.engine import Progress, Trainer, TrainingRun
+from flops_fit.train.machine import cpu_threads, environment, peak_memory
 
 WARM_STEPS = 3        # first steps allocate and are not timed
 TIMED_SECONDS = 0.6   # enough steps to average over the machine's jitter
@@ -19,10 +20,10 @@ MOST_TIMED_STEPS = 200
 
 @dataclass(frozen=True)
 class Calibrator:
-    """A task for an executor: returns a RunResult whose `seconds` are an estimate for the whole run.
+    """A task for an executor: a RunResult whose `curve` holds the price of building, of a step and of an evaluation.
 
     Run it on the executor that the sweep will use, so that neighbours compete for memory as they will then.
-    Its loss is the training loss after a few steps and means nothing; it is never recorded.
+    Its loss is the training loss after a few steps and means nothing; it is never recorded. See `seconds_of`.
     """
 
     trainer: Trainer
@@ -30,7 +31,7 @@ class Calibrator:
     def __call__(self, spec: RunSpec, progress: Progress | None = None) -> RunResult:
         if progress is not None:
             progress(0, 0.0)
-        with seeded(spec.seed), cpu_threads(self.trainer.threads):
+        with seeded(spec.seed), cpu_threads(self.trainer.placement.threads):
             begun = time.perf_counter()
             run = TrainingRun(self.trainer, spec)
             building = time.perf_counter() - begun
@@ -40,10 +41,19 @@ class Calibrator:
             spec=spec,
             status="ok",
             loss=loss,
-            seconds=building + step_seconds * spec.steps + 2 * evaluating,
+            curve=((0, building), (1, step_seconds), (2, evaluating)),
             peak_memory_bytes=peak_memory(run.device),
             environment=environment(run.device),
         )
+
+
+def seconds_of(spec: RunSpec, timed: RunResult) -> float:
+    """Wall time of a run, by the prices that Calibrator measured at its size and batch (Eq. P6).
+
+    A branch does only its own steps, and the untrained model was evaluated by the first run of its trunk.
+    """
+    (_, building), (_, step), (_, evaluating) = timed.curve
+    return building + step * (spec.steps - spec.shared_steps) + evaluating * (1 if spec.shared_steps else 2)
 
 
 def _time_steps(run: TrainingRun) -> tuple[float, float]:

@@ -1,74 +1,44 @@
 """The training engine: RunSpec -> RunResult. The one training loop of the project.
 
 AdamW, warmup-stable-decay to zero over exactly the steps of the spec, gradient clipping, held-out loss on the same
-windows for every run. On CUDA when there, with bf16 autocast; fp32 on the CPU.
+windows for every run. On CUDA when there, with bf16 autocast; fp32 on the CPU. In one process or in several ranks, in
+micro-batches when memory asks for them, and from the newest state on the disk when there is one.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from flops_fit.data.batches import Source, seeded
-from flops_fit.errors import InputError
+from flops_fit.data.batches import EVALUATION_BATCH, Source, seeded
 from flops_fit.records import RunResult, RunSpec
+from flops_fit.scaling.rules import stable_steps
+from flops_fit.train.checkpoint import Checkpoints, random_state, set_random_state
 from flops_fit.train.loss import Objective, first_tensor, to_device
-from flops_fit.train.schedule import wsd
+from flops_fit.train.machine import autocast, cpu_threads, environment, free_memory, out_of_memory, peak_memory
+from flops_fit.train.optim import adamw, set_lr
+from flops_fit.train.options import Placement, TrainOptions
+from flops_fit.train.parallel import join, load_states, place, states
 
 Progress = Callable[[int, float], None]  # (step, training loss)
 
 CURVE_POINTS = 64    # points kept of the training curve
 LOSS_EVERY_CUDA = 20  # steps between looks at the loss on CUDA, where each look waits for the device
 WORSE_THAN_START = 1.02  # a held-out loss this much above that of the untrained model means that the run diverged
+SAVING_SHARE = 0.05  # most of the time that may go into saving states
+STEPS_BETWEEN_CLOCKS = 16  # ranks compare their clocks this rarely: it costs a message
 
 
 class Builder(Protocol):
     """size -> a fresh model on the CPU (train.measure.Measurer is one)."""
 
     def build(self, size: int) -> nn.Module: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How every run of a study is trained; part of the study's identity."""
-
-    warmup: float = 0.1         # fraction of the run, at most 0.1
-    decay: float = 0.5          # fraction of the run over which the learning rate falls to zero
-    weight_decay: float = 0.1   # on matrices; vectors and scalars are not decayed
-    beta1: float = 0.9
-    beta2: float = 0.99
-    eps: float = 1e-8
-    clip: float = 1.0           # largest norm of the gradient
-    device: str = "auto"        # "auto": CUDA when there
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 0.1:
-            raise InputError(
-                f"warmup: got {self.warmup}; allowed is 0 to 0.1 of the run (longer bends the law, docs/math.md P4)"
-            )
-        if not 0 <= self.decay <= 1 - self.warmup:
-            raise InputError(f"decay: got {self.decay}; allowed is 0 to {1 - self.warmup:g} (1 - warmup) of the run")
-
-    def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise InputError(f"device: got {self.device!r}; allowed are 'auto', 'cpu', 'cuda', 'cuda:N'") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device: got {self.device!r}, but this torch sees no CUDA device; use 'auto' or 'cpu'")
-        return device
 
 
 @dataclass(frozen=True)
@@ -79,178 +49,223 @@ class Trainer:
     source: Source
     objective: Objective
     options: TrainOptions = field(default_factory=TrainOptions)
-    threads: int | None = None  # CPU threads of a run; None: as many as this process has
+    placement: Placement = field(default_factory=Placement)
+
+    def on(self, **changes: Any) -> Trainer:
+        """The same trainer with another placement."""
+        return replace(self, placement=replace(self.placement, **changes))
 
     def __call__(self, spec: RunSpec, progress: Progress | None = None) -> RunResult:
-        """Train and evaluate one run from its seed. Errors of user code pass through; the executor records them."""
-        started = time.perf_counter()
-        with seeded(spec.seed), cpu_threads(self.threads):
+        """Train and evaluate one run from its seed. Errors of user code pass through; the executor records them.
+
+        Where memory runs out, the same batch is cut into twice as many micro-batches and the run goes on.
+        """
+        started, trainer = time.perf_counter(), self
+        while True:
+            try:
+                result = trainer._train(spec, progress)
+                return replace(result, seconds=time.perf_counter() - started)
+            except Exception as error:
+                micro = trainer.placement.micro_batch or spec.batch_size
+                if not out_of_memory(error) or micro == 1:
+                    raise
+            free_memory()  # outside of the handler, whose traceback holds the tensors of the failed step
+            trainer = trainer.on(micro_batch=-(-min(micro, spec.batch_size) // 2))
+
+    def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
+        with seeded(spec.seed), cpu_threads(self.placement.threads):
             run = TrainingRun(self, spec)
-            untrained = run.evaluate()
+            if not run.restore():
+                run.begin(progress)
             reason = run.train(progress)
-            loss = math.nan if reason else run.evaluate()
-            reason = reason or run.verdict(loss, untrained)
+            loss = math.nan if reason else run.evaluate(progress)
+            reason = reason or run.verdict(loss)
             where, memory = environment(run.device), peak_memory(run.device)
-        steps, curve = run.steps_done, tuple(run.curve)
-        del run  # the model goes before the next run begins
-        _free()
-        return RunResult(
+        result = RunResult(
             spec=spec,
             status="diverged" if reason else "ok",
             loss=None if reason else loss,
             reason=reason,
-            tokens=steps * spec.tokens // spec.steps,
-            flops=steps * spec.flops / spec.steps,
-            seconds=time.perf_counter() - started,
+            tokens=run.step * spec.tokens // spec.steps,
+            flops=run.step * spec.flops / spec.steps,
+            spent=run.executed * spec.flops / spec.steps,
             peak_memory_bytes=memory,
-            curve=curve,
-            environment=where,
+            curve=thinned(run.curve),
+            environment=where | run.described,
         )
+        del run  # the model goes before the next run begins
+        free_memory()
+        return result
 
 
 class TrainingRun:
-    """The state of one run in flight: model, optimiser, curve."""
+    """The state of one run in flight: model, optimiser, data order, curve."""
 
     def __init__(self, trainer: Trainer, spec: RunSpec) -> None:
-        self.trainer, self.spec, self.options = trainer, spec, trainer.options
-        self.device = trainer.options.torch_device()
+        self.trainer, self.spec, self.options, self.placement = trainer, spec, trainer.options, trainer.placement
+        self.ranks, self.device = join(self.placement.ranks, trainer.options.torch_device())
         self.model = trainer.builder.build(spec.size).to(self.device)
+        self.ranks = place(self.model, self.ranks, self.device, self.placement.shard)
         self.model.train()
         self.optimizer = adamw(self.model, trainer.options)
-        self.batches = trainer.source.batches(spec.batch_size, spec.seed)
+        self.cuts = self.ranks.cuts(spec.batch_size, self.placement.micro_batch)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.checkpoints = Checkpoints(self.placement.checkpoints) if self.placement.checkpoints else None
+        self.branching = stable_steps(spec.steps, self.options.decay)  # steps done when the decay begins
+        self.step = 0       # optimiser steps done, those of an earlier run of the trunk included
+        self.executed = 0   # optimiser steps done for this run alone
         self.curve: list[tuple[int, float]] = []
-        self.steps_done = 0
+        self.recent: list[float] = []  # training losses since the last point of the curve
+        self.pointed = 0    # the step of that point
+        self.untrained = math.nan
+
+    # --- train ------------------------------------------------------------------------------------------------------
+
+    def begin(self, progress: Progress | None = None) -> None:
+        """From the seed: what the untrained model reaches, the measure of having learned anything."""
+        self.untrained = self.evaluate(progress)
+        if self.ranks.rank:
+            torch.manual_seed(self.spec.seed + self.ranks.rank * 2**32)  # its own dropout and noise
 
     def train(self, progress: Progress | None) -> str:
-        """All steps of the spec. Returns "" or why the run had to stop."""
+        """The steps that are left. Returns "" or why the run had to stop."""
         spec, every = self.spec, 1 if self.device.type == "cpu" else LOSS_EVERY_CUDA
-        keep = max(1, spec.steps // CURVE_POINTS)
-        recent: list[float] = []
+        saved, saving = time.monotonic(), 0.0
         for step, loss in self.steps():
-            if step % every and step != spec.steps - 1:
+            if self.step % every == 0 or self.step == spec.steps:
+                value = loss.item()
+                if not math.isfinite(value):
+                    where = f"step {step} of {spec.steps} (learning rate {spec.lr:.3g})"
+                    return f"the training loss became {value} at {where}"
+                self._note(value)
+                if progress is not None:
+                    progress(self.step, value)
+            if self.checkpoints is None:
                 continue
-            value = loss.item()
-            if not math.isfinite(value):
-                return f"the training loss became {value} at step {step} of {spec.steps} (learning rate {spec.lr:.3g})"
-            recent.append(value)
-            if (step + 1) % keep == 0 or step == spec.steps - 1:
-                tokens = (step + 1) * spec.tokens // spec.steps
-                self.curve.append((tokens, sum(recent) / len(recent)))
-                recent.clear()
-            if progress is not None:
-                progress(step + 1, value)
+            leaves_trunk = bool(spec.lane) and self.step == self.branching
+            if leaves_trunk or self._due(saved, saving):
+                began = time.monotonic()
+                self._save(trunk=leaves_trunk)
+                saved = time.monotonic()
+                saving = saved - began
         return ""
 
-    def steps(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def steps(self) -> Iterator[tuple[int, Tensor]]:
         """(step, training loss before its update), the bare loop."""
-        spec, options, model, objective = self.spec, self.options, self.model, self.trainer.objective
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        for step in range(spec.steps):
-            for group in self.optimizer.param_groups:
-                group["lr"] = spec.lr * wsd(step, spec.steps, options.warmup, options.decay)
-            batch = to_device(next(self.batches), self.device)
-            with autocast(self.device):
-                loss = objective(model, batch)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, options.clip)
+        spec, options = self.spec, self.options
+        pieces = self.trainer.source.pieces(spec.batch_size, spec.seed, self.cuts, start=self.step)
+        for step in range(self.step, spec.steps):
+            set_lr(self.optimizer, spec.lr * options.lr_factor(spec, step))
+            loss = self._gradients(next(pieces))
+            nn.utils.clip_grad_norm_(self.parameters, options.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.steps_done = step + 1
-            yield step, loss.detach()
+            self.step, self.executed = step + 1, self.executed + 1
+            yield step, loss
+
+    def _gradients(self, pieces: list[Any]) -> Tensor:
+        """Gradients of the mean loss over the whole batch, from this rank's pieces and those of the others."""
+        total, trouble = torch.zeros((), device=self.device), None
+        scale = self.ranks.count if self.ranks.sharded else 1  # FSDP2 averages over the ranks; ours are shares of a sum
+        try:
+            for cut, piece in zip(self.cuts, pieces, strict=True):
+                share = (cut.stop - cut.start) / self.spec.batch_size
+                with autocast(self.device):
+                    loss = self.trainer.objective(self.model, to_device(piece, self.device))
+                (loss if share == 1 else loss * (share * scale)).backward()
+                total = total + loss.detach() * share if share != 1 else loss.detach()
+        except Exception as error:
+            if self.ranks.count == 1 or not out_of_memory(error):
+                raise
+            trouble = error  # the other ranks must hear of it: they wait
+        total, failed = self.ranks.add_up(self.parameters, total, trouble is not None)
+        if failed:
+            raise trouble or torch.OutOfMemoryError("another rank ran out of memory")
+        return total
+
+    # --- evaluate ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self) -> float:
+    def evaluate(self, progress: Progress | None = None) -> float:
         """Mean loss over the held-out samples. Noise that an objective draws is the same for every run."""
         self.model.eval()
-        total, count = 0.0, 0
-        with seeded(0), autocast(self.device):
-            for batch in self.trainer.source.held_out():
-                samples = first_tensor(batch).shape[0]
+        self.ranks.average_buffers(self.model)
+        total, count = 0.0, 0.0
+        at_once = min(EVALUATION_BATCH, self.placement.micro_batch or EVALUATION_BATCH)
+        for number, batch in enumerate(self.trainer.source.held_out(at_once)):
+            if not self.ranks.mine(number):
+                continue
+            samples = first_tensor(batch).shape[0]
+            with seeded(number), autocast(self.device):
                 total += self.trainer.objective(self.model, to_device(batch, self.device)).item() * samples
-                count += samples
+            count += samples
+            if progress is not None and self.recent:
+                progress(self.step, self.recent[-1])  # a sign of life
         self.model.train()
+        total, count = self.ranks.sum((total, count), self.device)
         return total / count
 
-    def verdict(self, loss: float, untrained: float) -> str:
+    def verdict(self, loss: float) -> str:
         if not math.isfinite(loss):
             return f"the held-out loss is {loss} (learning rate {self.spec.lr:.3g})"
-        if untrained > 0 and loss > WORSE_THAN_START * untrained:
-            return f"the held-out loss {loss:.4g} is above {untrained:.4g}, that of the untrained model: not learned"
+        if self.untrained > 0 and loss > WORSE_THAN_START * self.untrained:
+            start = f"{self.untrained:.4g}, that of the untrained model"
+            return f"the held-out loss {loss:.4g} is above {start}: not learned"
         return ""
 
+    # --- state ------------------------------------------------------------------------------------------------------
 
-def adamw(model: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused; weight decay on tensors of two or more dimensions."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0, betas=(options.beta1, options.beta2), eps=options.eps, fused=True,
-    )  # fmt: skip
+    def restore(self) -> bool:
+        """Go on from the newest state on the disk; False when there is none."""
+        state = None if self.checkpoints is None else self.checkpoints.newest(self.spec, self.branching, self.device)
+        if state is None:
+            return False
+        load_states(self.model, self.optimizer, state, self.ranks)
+        self.step, self.untrained = state["step"], state["untrained"]
+        self.executed = state["executed"] if state["by"] == self.spec.key else 0
+        self.curve, self.recent = [(int(d), float(v)) for d, v in state["curve"]], list(state["recent"])
+        self.pointed = state["pointed"]
+        set_random_state(state["random"][self.ranks.rank])
+        return True
 
+    def _save(self, *, trunk: bool) -> None:
+        assert self.checkpoints is not None
+        held = states(self.model, self.optimizer, self.ranks)  # every rank takes part, the first one writes
+        own = self.ranks.gather(random_state())
+        if self.ranks.rank == 0:
+            self.checkpoints.save(self.spec, {
+                **held, "step": self.step, "executed": self.executed, "untrained": self.untrained,
+                "curve": self.curve, "recent": self.recent, "pointed": self.pointed, "random": own,
+            }, trunk=trunk)  # fmt: skip
 
-def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    def _due(self, saved: float, saving: float) -> bool:
+        """Whether a state should be kept now: not too often, and never for more than a share of the time."""
+        if self.step == self.spec.steps or (self.ranks.count > 1 and self.step % STEPS_BETWEEN_CLOCKS):
+            return False
+        often = self.placement.checkpoint_seconds
+        wait = max(often, saving / SAVING_SHARE) if often else -1.0
+        return any(self.ranks.gather(time.monotonic() - saved > wait))
 
+    def _note(self, loss: float) -> None:
+        """One more training loss for the curve. On a trunk points lie equally far apart whoever trains it."""
+        whole = self.spec.steps if self.spec.warmup_steps is None else self.spec.warmup_steps
+        self.recent.append(loss)
+        if self.step - self.pointed >= max(1, whole // CURVE_POINTS) or self.step == self.spec.steps:
+            self.curve.append((self.step * self.spec.tokens // self.spec.steps, sum(self.recent) / len(self.recent)))
+            self.recent.clear()
+            self.pointed = self.step
 
-@contextmanager
-def cpu_threads(threads: int | None) -> Iterator[None]:
-    """torch on that many threads inside; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that CUDA allocated, or the largest resident size of this process so far."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """Where a run ran: what can change its last digits."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} ({name})",
-        "precision": "bf16 autocast" if device.type == "cuda" else "fp32",
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def matmul_peak(threads: int, size: int = 1536, seconds: float = 1.0) -> float:
-    """FLOP/s of a large fp32 matrix product on `threads` CPU threads, the best of repeated products."""
-    a = torch.randn(size, size)
-    best, until = math.inf, time.perf_counter() + seconds
-    with cpu_threads(threads):
-        while time.perf_counter() < until:
-            started = time.perf_counter()
-            a @ a
-            best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    @property
+    def described(self) -> dict[str, str]:
+        """What this machine did differently: for the record."""
+        found = {"ranks": str(self.ranks.count)} if self.ranks.count > 1 else {}
+        if self.ranks.sharded:
+            found["sharded"] = "FSDP2"
+        return found | ({"micro batches": str(len(self.cuts))} if len(self.cuts) > 1 else {})
 
 
-def device_report() -> dict[str, str]:
-    """What training would run on, and how fast the CPU multiplies matrices."""
-    device = TrainOptions().torch_device()
-    found = {"device": environment(device)["device"], "precision": environment(device)["precision"]}
-    for threads in sorted({1, torch.get_num_threads()}):
-        found[f"fp32 {threads} thread{'s' * (threads > 1)}"] = f"{matmul_peak(threads) / 1e9:.0f} GFLOP/s"
-    return found
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def thinned(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """At most CURVE_POINTS points: neighbours are averaged, at the tokens of the last of them."""
+    each = -(-len(curve) // CURVE_POINTS) if curve else 1
+    groups = [curve[start : start + each] for start in range(0, len(curve), each)]
+    return tuple((group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups)

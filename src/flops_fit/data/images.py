@@ -1,0 +1,140 @@
+"""Labelled images held in memory, to train a classifier on.
+
+    path -> Pictures (decoded, labels, which side) -> ImageSets (training and held-out Images, classes, description)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flops_fit.data.pictures import TESTING, TRAINING, Pictures, drawn_shapes, read
+from flops_fit.errors import InputError
+
+SHIFT = 4       # pixels that a training image is moved by at most, each way
+HELD_OUT = 0.1  # share of the images held out when the data come without a split
+
+
+class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Sample i is (image (C, H, W) float, normalised; label () int64).
+
+    Args:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        mean, std: (C,) float, of pixels in 0..1; subtracted, divided by.
+        augment: move each image by up to 4 pixels, the rim mirrored, and mirror half of them, anew at each fetch from
+            torch's global generator (He et al. 2016, arXiv 1512.03385, section 4.2, with the rim mirrored, not zero).
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: bool = False) -> None:
+        self.pixels, self.labels, self.mean, self.std, self.augment = pixels, labels, mean, std, augment
+        digest = hashlib.sha256(f"{tuple(pixels.shape)} {augment}".encode())
+        for tensor in (pixels, labels, mean, std):
+            digest.update(tensor.contiguous().numpy().data)
+        self.fingerprint = digest.hexdigest()[:16]
+        self._scale = (1 / (255 * std))[:, None, None]  # (C, 1, 1)
+        self._offset = -(mean / std)[:, None, None]     # (C, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.batch([index])
+        return images[0], labels[0]
+
+    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """The samples at `indices`, collated: images (B, C, H, W) float and labels (B,) int64."""
+        chosen = torch.tensor(indices)
+        pixels = self._moved(chosen) if self.augment else self.pixels[chosen]
+        return torch.addcmul(self._offset, pixels, self._scale), self.labels[chosen]
+
+    def _moved(self, chosen: Tensor) -> Tensor:
+        """(B, C, H, W) uint8: each image moved by its own offset and mirrored or not, in one gather."""
+        count, (channels, height, width) = len(chosen), self.pixels.shape[1:]
+        rows, columns = (
+            mirrored(torch.arange(side) + torch.randint(-SHIFT, SHIFT + 1, (count, 1)), side)
+            for side in (height, width)
+        )  # (B, H), (B, W)
+        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+        taken = (rows[:, :, None] * width + columns[:, None]).view(count, 1, -1)  # (B, 1, H W): where from
+        flat = self.pixels[chosen].view(count, channels, -1)
+        return flat.gather(2, taken.expand(-1, channels, -1)).view(count, channels, height, width)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Images, (self.pixels, self.labels, self.mean, self.std, self.augment)
+
+
+def mirrored(positions: Tensor, length: int) -> Tensor:
+    """Positions outside 0..length-1 reflected at the rim: -1 is 1, length is length - 2."""
+    return (length - 1) - (positions.abs() - (length - 1)).abs()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSets:
+    """What a study needs: images to train on (augmented) and held out (not), the number of classes, one sentence."""
+
+    training: Images
+    held_out: Images
+    classes: int
+    description: str
+
+
+def image_sets(path: str | os.PathLike[str] | None = None, size: int = 32) -> ImageSets:
+    """Training and held-out images of `size` x `size` pixels in three channels; `path` None: shapes drawn by code.
+
+    Images of another size are cropped to their central square and resized. Those that cannot be decoded are left out
+    and counted. Without a split in the data, a tenth is held out by hash of the pixels, so equal images stay together.
+
+    Raises:
+        InputError: `path` is nothing of the kind that can be read, or more than 1% of its images cannot be decoded.
+        MissingExtra: Pillow or pyarrow is needed for it and not installed.
+    """
+    pictures = drawn_shapes(size) if path is None else read(Path(path), size)
+    names, codes = np.unique(pictures.labels, return_inverse=True)
+    labels = torch.from_numpy(codes.astype(np.int64))  # (N,) 0..K-1 in the order of the names
+    train, held, how = _sides(pictures)
+    if not len(train) or not len(held) or len(names) < 2:
+        raise InputError(
+            f"path: {path} gives {len(train)} images to train on and {len(held)} held out, in {len(names)} classes; "
+            "both sides need some, and two classes at least"
+        )
+    mean, std = _statistics(pictures.pixels[train])
+    left_out = f"; {pictures.corrupt} that cannot be decoded are left out" if pictures.corrupt else ""
+    return ImageSets(
+        training=Images(pictures.pixels[train], labels[train], mean, std, augment=True),
+        held_out=Images(pictures.pixels[held], labels[held], mean, std),
+        classes=len(names),
+        description=f"{pictures.name}: {len(train):,} images of {size}x{size} in {len(names)} classes to train on, "
+        f"moved by up to {SHIFT} pixels and mirrored; {len(held):,} held out {how}{left_out}",
+    )
+
+
+def _sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
+    """(indices to train on, indices held out, how they were parted)."""
+    training = np.isin(pictures.splits, TRAINING)
+    held_name = next((name for name in TESTING if name in pictures.splits), None)
+    if held_name is not None and training.any():
+        held, how = pictures.splits == held_name, f"as given ({held_name})"
+    else:
+        training = training if training.any() else np.ones(len(pictures.splits), dtype=bool)
+        digests = [hashlib.sha256(image.numpy()).digest() for image in pictures.pixels]
+        low = np.array([int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32 for digest in digests], dtype=bool)
+        training, held, how = training & ~low, training & low, "by hash of the pixels"
+    return torch.from_numpy(np.flatnonzero(training)), torch.from_numpy(np.flatnonzero(held)), how
+
+
+def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of each channel in 0..1, exactly: by how often each of the 256 values occurs."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = torch.stack([channel.reshape(-1).bincount(minlength=256) for channel in pixels.unbind(1)]).double()
+    share /= share.sum(1, keepdim=True)  # (C, 256)
+    mean = share @ values
+    variance = share @ values.square() - mean.square()
+    return mean.float(), variance.clamp(min=1 / 255**2).sqrt().float()  # a channel of one value is not blown up

@@ -1,0 +1,108 @@
+"""States of unfinished runs on the disk: a killed run goes on bit-identically, and a branch starts from its trunk.
+
+    run-<key>.pt      the newest state of one run
+    trunk-<lane>.pt   the newest state at which a run of that lane began to decay: the next, longer one begins there
+
+A state that is missing, torn or of another version only costs time: the run begins at an earlier one, or anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flops_fit.records import RunSpec, content_hash
+
+FORMAT = 1
+
+State = dict[str, Any]
+"""format, by (key of the run that saved it), step (steps done), and what TrainingRun.state() tells."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The states under one folder. Saving and loading never raise for a bad disk: a state is a convenience."""
+
+    folder: Path
+
+    def newest(self, spec: RunSpec, trunk_until: int, device: torch.device) -> State | None:
+        """The state with the most steps from which `spec` can go on; one of its trunk only up to step `trunk_until`."""
+        found = [state for path in (self._run(spec), self._trunk(spec)) if (state := _load(path, device)) is not None]
+        usable = [state for state in found if state["by"] == spec.key or state["step"] <= trunk_until]
+        return max(usable, key=lambda state: int(state["step"]), default=None)
+
+    def save(self, spec: RunSpec, state: State, *, trunk: bool) -> None:
+        """Replace the newest state of this run, or of its trunk."""
+        path = self._trunk(spec) if trunk else self._run(spec)
+        try:
+            _write(path, {"format": FORMAT, "by": spec.key, **state})
+        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
+            warnings.warn(f"a run's state could not be kept ({error}); it goes on without", UserWarning, stacklevel=2)
+
+    def forget(self, spec: RunSpec) -> None:
+        """The run is recorded: its own state is no longer needed."""
+        self._run(spec).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """The study is finished: no state is needed any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, spec: RunSpec) -> Path:
+        return self.folder / f"run-{spec.key}.pt"
+
+    def _trunk(self, spec: RunSpec) -> Path:
+        return self.folder / (f"trunk-{content_hash(spec.lane)}.pt" if spec.lane else f"run-{spec.key}.pt")
+
+
+def random_state() -> dict[str, Any]:
+    """Python's, numpy's and torch's global generators, as plain values and tensors."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def _load(path: Path, device: torch.device) -> State | None:
+    try:
+        state: State = torch.load(path, map_location=device, weights_only=True)
+    except Exception:  # torn, foreign or absent: whatever torch says of it, the run can begin without
+        return None
+    return state if isinstance(state, dict) and state.get("format") == FORMAT else None
+
+
+def _write(path: Path, state: State) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.new")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)  # a kill leaves the old state or the new one, never half of one
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""The machine that a run is on: threads, memory, what can change the last digits, and how fast it multiplies."""
+
+from __future__ import annotations
+
+import gc
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from flops_fit.errors import InputError
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto": CUDA when there. Raises InputError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: got {name!r}; allowed are 'auto', 'cpu', 'cuda', 'cuda:N'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: got {name!r}, but this torch sees no CUDA device; use 'auto' or 'cpu'")
+    return device
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """torch on that many threads inside; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that CUDA allocated, or the largest resident size of this process so far."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory() -> None:
+    """Give back what the last run held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on a device, on the CPU (which torch tells by text alone), or in Python."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Where a run ran: what can change its last digits."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "precision": "bf16 autocast" if device.type == "cuda" else "fp32",
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def matmul_peak(threads: int, size: int = 1536, seconds: float = 1.0) -> float:
+    """FLOP/s of a large fp32 matrix product on `threads` CPU threads, the best of repeated products."""
+    a = torch.randn(size, size)
+    best, until = math.inf, time.perf_counter() + seconds
+    with cpu_threads(threads):
+        while time.perf_counter() < until:
+            started = time.perf_counter()
+            a @ a
+            best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def device_report() -> dict[str, str]:
+    """What training would run on, and how fast the CPU multiplies matrices."""
+    where = environment(device_of("auto"))
+    found = {"device": where["device"], "precision": where["precision"]}
+    for threads in sorted({1, torch.get_num_threads()}):
+        found[f"fp32 {threads} thread{'s' * (threads > 1)}"] = f"{matmul_peak(threads) / 1e9:.0f} GFLOP/s"
+    return found

@@ -1,0 +1,71 @@
+"""How a study trains its runs (part of its identity), and how one machine carries them out (not part of it)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flops_fit.errors import InputError
+from flops_fit.records import RunSpec
+from flops_fit.train.machine import device_of
+from flops_fit.train.schedule import Shape, wsd
+
+CHECKPOINT_SECONDS = 60.0  # a shorter run is done again sooner than a reader notices
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How every run of a study is trained; part of the study's identity."""
+
+    warmup: float = 0.1         # fraction of the run, at most 0.1; of the shortest run of a trunk
+    decay: float = 0.5          # fraction of the run over which the learning rate falls to zero
+    shape: Shape = "linear"     # of the decay
+    weight_decay: float = 0.1   # on matrices; vectors and scalars are not decayed
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    clip: float = 1.0           # largest norm of the gradient
+    device: str = "auto"        # "auto": CUDA when there
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup <= 0.1:
+            raise InputError(
+                f"warmup: got {self.warmup}; allowed is 0 to 0.1 of the run (longer bends the law, docs/math.md P4)"
+            )
+        if not 0 <= self.decay <= 1 - self.warmup:
+            raise InputError(f"decay: got {self.decay}; allowed is 0 to {1 - self.warmup:g} (1 - warmup) of the run")
+        if self.shape not in ("linear", "1-sqrt"):
+            raise InputError(f'shape: got {self.shape!r}; allowed are "linear" and "1-sqrt" (how the decay falls)')
+
+    def torch_device(self) -> torch.device:
+        return device_of(self.device)
+
+    def lr_factor(self, spec: RunSpec, step: int) -> float:
+        """Factor of the peak learning rate at `step` (0-based) of a run (Eq. P4; a branch of a trunk: P7)."""
+        warmup = self.warmup * spec.steps if spec.warmup_steps is None else spec.warmup_steps
+        return wsd(step, spec.steps, warmup, self.decay * spec.steps, self.shape)
+
+
+BRANCHED = TrainOptions(decay=0.25, shape="1-sqrt")
+"""The default of a trunk with branches: a short decay, since it is paid once for each D, of the shape that loses least
+by being short (experiments/gpt-python/LOG.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a machine carries runs out: changes no more than the last digits of a loss, so no part of the identity."""
+
+    micro_batch: int | None = None     # samples that go through the model at once; gradients add up to the whole batch
+    threads: int | None = None         # CPU threads of a run; None: as many as the process has
+    ranks: int = 1                     # processes that share a run (executor "ranks")
+    shard: bool | None = None          # parameters split over the ranks (FSDP2); None: when a device is too small
+    checkpoints: Path | None = None    # folder of the states of unfinished runs; None: a killed run begins anew
+    checkpoint_seconds: float = CHECKPOINT_SECONDS  # at least so long between two states of a run; 0: after each step
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "threads", "ranks"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name}: got {value!r}; allowed is a whole number from 1 on; leave it out for all")
