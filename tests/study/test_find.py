@@ -110,6 +110,19 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(
     assert ((tmp_path / JOURNAL).read_bytes(), (tmp_path / "result.json").read_bytes()) == before
 
 
+def test_a_budget_added_later_goes_on_from_the_trunks(tmp_path: Path) -> None:
+    """Real training: the finished study left its trunks, so only the new steps are done, and the loss is the same."""
+    given = {"trainer": None, "schedule": "wsd-branch", "sizes": (8, 12, 16), "tokens_per_param": 60, "lr": 0.01}
+    budgets = (4e6, 6e6, 9e6, 13e6)
+    find(study(compute_budgets=budgets[:3], **given), tmp_path / "later", extend=0)
+    assert {path.name.split("-")[0] for path in (tmp_path / "later" / "checkpoints").iterdir()} == {"trunk"}
+    later, _ = find(study(compute_budgets=budgets, **given), tmp_path / "later", extend=0)
+    once, _ = find(study(compute_budgets=budgets, **given), tmp_path / "once", extend=0)
+    assert [run.loss for run in later.experiments] == [run.loss for run in once.experiments]
+    for run in later.experiments:
+        assert run.spent == pytest.approx(run.spec.cost)
+
+
 def test_auto_goes_on_with_the_schedule_of_the_folder(tmp_path: Path) -> None:
     """Budgets far apart are not worth branching, those of the folder are; and the other way round."""
     near, far = (1e9, 1.4e9, 2e9, 2.8e9, 4e9), (1e9, 4e9, 16e9)

@@ -122,7 +122,7 @@ class Sweep:
             finally:
                 self.watch = told
             _save(result, folder)
-            Checkpoints(folder / CHECKPOINTS).clear()
+            Checkpoints(folder / CHECKPOINTS).tidy()
         return result
 
     def _keep_schedule(self, folder: Path) -> None:
