@@ -386,7 +386,7 @@ def follow(folder: Path, *words: str) -> tuple[subprocess.Popen[str], int]:
     """`status --follow` of `folder` in a process of its own, and its terminal, after it has drawn a running sweep."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "flops_fit.cli", "status", str(folder), "--follow", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TERM": "xterm"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TERM": "xterm", "COLUMNS": "200"}  # a long path fits
     watcher = subprocess.Popen(command, env=environment, preexec_fn=heed_ctrl_c, stdout=subprocess.PIPE, stderr=theirs,
                                text=True)  # fmt: skip
     os.close(theirs)
