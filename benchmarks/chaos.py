@@ -24,10 +24,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from record import record
+from record import outcome, record
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -47,7 +46,6 @@ SHARE_AT_WORK = 0.75                      # of the kills that wait until there a
 SIGN_SECONDS = 0.02                       # how often a run notes that it is at work
 ORPHAN_SECONDS = 10.0                     # a worker whose driver is gone may take that long to go, on a busy machine
 MARK = "FLOPS_FIT_CHAOS"                  # an environment variable by which all processes of this trial are found
-MACHINE_STATE = {"seconds", "peak_memory_bytes"}  # of a run: how long and how much, not what
 
 
 class Net(nn.Module):
@@ -211,16 +209,6 @@ def disturb(folder: Path, kills: int, longest: float, rng: random.Random) -> Cou
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
-
-
-def outcome(folder: Path) -> Any:
-    return without_machine_state(json.loads((folder / "result.json").read_text()))
-
-
-def without_machine_state(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_machine_state(v) for k, v in value.items() if k not in MACHINE_STATE}
-    return [without_machine_state(v) for v in value] if isinstance(value, list) else value
 
 
 def entries(folder: Path) -> list[str]:

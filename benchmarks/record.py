@@ -28,6 +28,17 @@ def record(name: str, figures: Mapping[str, Any]) -> None:
     print(text, end="")
 
 
+def outcome(folder: Path) -> Any:
+    """result.json of a study without what is of the machine: the clock and the memory of its processes."""
+    return _without(json.loads((folder / "result.json").read_text()), {"seconds", "peak_memory_bytes"})
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(member, names) for name, member in value.items() if name not in names}
+    return [_without(member, names) for member in value] if isinstance(value, list) else value
+
+
 def commit() -> str:
     """The commit that was measured; "+ changes" when the source tree differs from it."""
     here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": False}

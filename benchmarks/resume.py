@@ -7,7 +7,6 @@ Real training of the gpt-python recipe at small budgets, in worker processes. Al
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,13 +14,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from record import record
+from record import outcome, record
 
 COMMAND = ["find", "gpt-python", "--budgets", "4e9,8e9,1.6e10", "--sizes", "16,32,48,64", "--executor", "processes"]
 KILL_AFTER = (1, 4, 8)        # finished runs in the journal when the driver is killed
-MACHINE_STATE = {"seconds", "peak_memory_bytes"}  # of a run: how long and how much, not what
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -32,16 +29,6 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def finished(folder: Path) -> int:
     journal = folder / "journal.jsonl"
     return journal.read_bytes().count(b'"kind":"run"') if journal.exists() else 0
-
-
-def outcome(folder: Path) -> Any:
-    return without_machine_state(json.loads((folder / "result.json").read_text()))
-
-
-def without_machine_state(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_machine_state(v) for k, v in value.items() if k not in MACHINE_STATE}
-    return [without_machine_state(v) for v in value] if isinstance(value, list) else value
 
 
 def main() -> None:

@@ -23,13 +23,6 @@ def study() -> Study:
     return load("gpt-python")
 
 
-@pytest.fixture
-def plan(study: Study, monkeypatch: pytest.MonkeyPatch) -> SweepPlan:
-    """Without the timing of steps, which is the machine's."""
-    monkeypatch.setattr(Sweep, "_with_cost", lambda self, plan: plan)
-    return Sweep(study, executor="inline", workers=1, watch=Quiet()).plan()
-
-
 def test_it_plans_enough_runs_for_a_law(plan: SweepPlan) -> None:
     sizes: dict[float, set[int]] = {}
     for spec in plan.experiments:

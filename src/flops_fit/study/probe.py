@@ -20,10 +20,7 @@ CHECK_FACTORS = (0.5, 1.0, 2.0)  # of what the rule says there, tried first
 CHECK_EXTENSIONS = 2             # more of them when the best lies at an end
 BATCH_RATIOS = (0.5, 1.0, 2.0, 4.0)  # of the batch that the rule says
 BATCH_COST = 0.01    # a batch is too large when its loss is this far above the best one's
-
-# In gpt-python the vertex of three runs a factor 2 apart is off by a factor 1.13 (their losses differ by .02, two seeds
-# by up to .007), and a learning rate off by 1.5 costs .007: from there on a move is real and costs more than the noise.
-MOVED = 1.5
+MOVED = 1.5          # from there on a move costs more than the noise of a run, see docs/math.md, P8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flops_fit.errors import InputError, JournalError
-from flops_fit.records import RunResult, RunSpec, content_hash
+from flops_fit.records import Measurement, RunResult, RunSpec, content_hash
 from flops_fit.runs.beacon import Beacon
 from flops_fit.runs.executors import Executor, InlineExecutor, ProcessExecutor, Task, choose
 from flops_fit.runs.journal import Journal
@@ -76,13 +76,12 @@ class Sweep:
 
     def _branching_saves(self) -> bool:
         """Whether trunks are worth their one batch a size: they save FLOPs and leave out no run."""
-        ready, lr = self.prepared, LrRule.of(self.study.lr)
-        plan = self._plan(self.rules(lr))
-        self.prepared = ready.scheduled(branch=False)
-        separate = self._plan(self.rules(lr))
-        self.prepared = ready
-        cheap = plan.total_flops <= WORTH_BRANCHING * plan.separate_flops
-        return cheap and len(plan.experiments) >= len(separate.experiments)
+        rules = self.rules(LrRule.of(self.study.lr))
+        branches, _ = plan_sweep(self.prepared.budgets, self.sizes, rules)
+        separate, _ = plan_sweep(self.prepared.budgets, self.sizes, replace(rules, branch=False))
+        alone = math.fsum(spec.flops for spec in branches)
+        saves = math.fsum(spec.cost for spec in branches) <= WORTH_BRANCHING * alone
+        return saves and len(branches) >= len(separate)
 
     def _with_cost(self, plan: SweepPlan) -> SweepPlan:
         executor, trainer, parallel = self._executor(plan.experiments)
@@ -222,24 +221,25 @@ class Sweep:
     def _beyond_edges(self, results: Sequence[RunResult], rules: PlanRules) -> list[RunSpec]:
         """One more size for each group whose optimum lies at its edge, when it is feasible; announced."""
         runs, _ = Runs.from_results(results)
-        wanted: dict[int, list[float]] = defaultdict(list)
+        wanted: dict[Measurement, list[float]] = defaultdict(list)
         for group in isoflop(runs, self._flops_per_token(results)).edges:
             have = sorted({r.spec.size for r in results if r.spec.budget == group.budget})
             size = self.sizes.next_beyond(have, group.edge)
             measured = None if size is None else self.sizes.at(size)
             if measured is None:
                 continue
-            reason = rules.infeasible(rules.spec(measured, group.budget))
+            [spec] = rules.runs(measured, [group.budget])
+            reason = rules.infeasible(spec)
             side = "smallest" if group.edge == "low" else "largest"
             self.watch.say(
                 f"{group.budget:.3g} FLOPs: the optimum lies at the {side} size, "
                 + (f"size {size} would be next but {reason}" if reason else f"adding size {size}")
             )
             if not reason:
-                wanted[measured.size].append(group.budget)
-        more = [spec for size, budgets in wanted.items() if (measured := self.sizes.at(size)) is not None
-                for spec in rules.runs(measured, sorted(budgets))]  # fmt: skip
-        return [spec for spec in more if not rules.infeasible(spec)]
+                wanted[measured].append(group.budget)
+        return [
+            spec for measured, budgets in wanted.items() for spec in rules.runs(measured, sorted(budgets))
+        ]
 
     # --- law and answer ---------------------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ class Checkpoints:
 
     def newest(self, spec: RunSpec, trunk_until: int, device: torch.device) -> State | None:
         """The state with the most steps from which `spec` can go on; one of its trunk only up to step `trunk_until`."""
-        found = [state for path in (self._run(spec), self._trunk(spec)) if (state := _load(path, device)) is not None]
+        paths = [self._run(spec), *([self._trunk(spec)] if spec.lane else [])]
+        found = [state for path in paths if (state := _load(path, device)) is not None]
         usable = [state for state in found if state["by"] == spec.key or state["step"] <= trunk_until]
         return max(usable, key=lambda state: int(state["step"]), default=None)
 
@@ -60,7 +61,7 @@ class Checkpoints:
         return self.folder / f"run-{spec.key}.pt"
 
     def _trunk(self, spec: RunSpec) -> Path:
-        return self.folder / (f"trunk-{content_hash(spec.lane)}.pt" if spec.lane else f"run-{spec.key}.pt")
+        return self.folder / f"trunk-{content_hash(spec.lane)}.pt"
 
 
 def random_state() -> dict[str, Any]:

@@ -199,8 +199,8 @@ class TrainingRun:
             with seeded(number), autocast(self.device):
                 total += self.trainer.objective(self.model, to_device(batch, self.device)).item() * samples
             count += samples
-            if progress is not None and self.recent:
-                progress(self.step, self.recent[-1])  # a sign of life
+            if progress is not None and self.curve:
+                progress(self.step, self.curve[-1][1])  # a sign of life: an evaluation can take longer than many steps
         self.model.train()
         total, count = self.ranks.sum((total, count), self.device)
         return total / count
