@@ -89,7 +89,7 @@ class WiderPatches(VisionTransformer):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run; the defaults are the recipe's."""
+    """One run; the defaults are the recipe's, but augmented: so it was until the rows without it spoke against it."""
 
     variant: str
     size: int = 24

@@ -127,7 +127,13 @@ def test_the_same_images_come_out_of_every_kind_of_storage(
     assert sets.classes == CLASSES
     assert "32 images of 32x32 in 4 classes to train on" in sets.description
     assert "8 held out as given" in sets.description
-    assert (sets.training.augment, sets.held_out.augment) == (True, False)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_only_training_images_are_ever_augmented(augment: bool, tmp_path: Path, pixels: np.ndarray) -> None:
+    sets = image_sets(as_table(tmp_path, pixels), augment=augment)
+    assert (sets.training.augment, sets.held_out.augment) == (augment, False)
+    assert ("mirrored" in sets.description) == augment
 
 
 def test_without_a_split_equal_images_stay_together(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_it_plans_enough_runs_for_a_law(plan: SweepPlan) -> None:
     assert all(len(found) >= 5 for found in sizes.values())
     assert len(plan.experiments) >= 20
     assert all(spec.flops == pytest.approx(spec.budget, rel=ONE_STEP) for spec in plan.experiments)
-    assert {how.how for how in plan.measured} == {"measured on meta"}
+    assert {how.how for how in plan.measured} <= {"measured on cpu", "measured on meta"}
     assert plan.unit == "tokens"
     assert plan.skipped == ()
 

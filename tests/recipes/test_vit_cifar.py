@@ -33,7 +33,7 @@ def test_it_plans_enough_runs_for_a_law(study: Study, plan: SweepPlan) -> None:
     assert all(len(found) >= 5 for found in sizes.values())
     assert len(plan.experiments) >= 20
     assert all(spec.flops == pytest.approx(spec.budget, rel=ONE_STEP) for spec in plan.experiments)
-    assert {how.how for how in plan.measured} == {"measured on meta"}
+    assert {how.how for how in plan.measured} <= {"measured on cpu", "measured on meta"}
     assert plan.unit == "samples"
     assert plan.skipped == ()
 
@@ -63,9 +63,9 @@ def test_its_loss_is_nats_an_image() -> None:
     assert cross_entropy(logits, torch.tensor([2, 1])).item() == pytest.approx(by_hand, rel=FLOAT)
 
 
-def test_training_images_are_augmented_and_held_out_ones_are_not(study: Study) -> None:
-    assert not torch.equal(study.dataset.batch([3])[0], study.dataset.batch([3])[0])
-    assert torch.equal(study.held_out.batch([3])[0], study.held_out.batch([3])[0])
+def test_its_images_stay_as_they_are(study: Study) -> None:
+    for images in (study.dataset, study.held_out):
+        assert torch.equal(images.batch([3])[0], images.batch([3])[0])
     assert "shapes drawn by code" in study.describe_data
 
 

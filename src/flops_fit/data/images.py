@@ -78,7 +78,7 @@ def mirrored(positions: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSets:
-    """What a study needs: images to train on (augmented) and held out (not), the number of classes, one sentence."""
+    """What a study needs: images to train on and held out, the number of classes, one sentence."""
 
     training: Images
     held_out: Images
@@ -86,9 +86,12 @@ class ImageSets:
     description: str
 
 
-def image_sets(path: str | os.PathLike[str] | None = None, size: int = 32) -> ImageSets:
+def image_sets(
+    path: str | os.PathLike[str] | None = None, size: int = 32, augment: bool = False
+) -> ImageSets:
     """Training and held-out images of `size` x `size` pixels in three channels; `path` None: shapes drawn by code.
 
+    With `augment`, training images are moved and mirrored anew each time; held-out ones never are.
     Images of another size are cropped to their central square and resized. Those that cannot be decoded are left out
     and counted. Without a split in the data, a tenth is held out by hash of the pixels, so equal images stay together.
 
@@ -107,12 +110,13 @@ def image_sets(path: str | os.PathLike[str] | None = None, size: int = 32) -> Im
         )
     mean, std = _statistics(pictures.pixels[train])
     left_out = f"; {pictures.corrupt} that cannot be decoded are left out" if pictures.corrupt else ""
+    changed = f", moved by up to {SHIFT} pixels and mirrored" if augment else ""
     return ImageSets(
-        training=Images(pictures.pixels[train], labels[train], mean, std, augment=True),
+        training=Images(pictures.pixels[train], labels[train], mean, std, augment),
         held_out=Images(pictures.pixels[held], labels[held], mean, std),
         classes=len(names),
-        description=f"{pictures.name}: {len(train):,} images of {size}x{size} in {len(names)} classes to train on, "
-        f"moved by up to {SHIFT} pixels and mirrored; {len(held):,} held out {how}{left_out}",
+        description=f"{pictures.name}: {len(train):,} images of {size}x{size} in {len(names)} classes to train on"
+        f"{changed}; {len(held):,} held out {how}{left_out}",
     )
 
 

@@ -29,6 +29,7 @@ from flops_fit.study.launched import LaunchedExecutor, processes, together
 from flops_fit.study.probe import NOTE, Probed, Prober
 from flops_fit.train.checkpoint import Checkpoints
 from flops_fit.train.engine import Trainer
+from flops_fit.train.measure import REAL_FIRST
 from flops_fit.train.options import Placement
 
 LADDER_STEPS = 7       # sizes are measured up to 4^7 x the largest N of the sweep
@@ -250,13 +251,13 @@ class Sweep:
         )  # fmt: skip
 
     def _flops_per_token(self, results: Sequence[RunResult]) -> FlopsPerToken:
-        """f(N) of every size measured, and of larger ones as far as predictions will ask, when they cost nothing."""
+        """f(N) of every size measured, and of larger ones as far as predictions will ask, while they cost little."""
         largest = max(result.spec.params for result in results)
-        if all(m.how == "measured on meta" for m in self.sizes.measured):
-            for step in range(1, LADDER_STEPS + 1):
-                size = self.sizes.near(largest * 4.0**step)
-                if size is not None:
-                    self.sizes.at(size)
+        for step in range(1, LADDER_STEPS + 1):
+            size = self.sizes.near(largest * 4.0**step)
+            measured = None if size is None else self.sizes.at(size)
+            if measured is None or (measured.params > REAL_FIRST and measured.how != "measured on meta"):
+                break
         rows = {m.params: m for m in self.sizes.measured}
         table = [rows[params] for params in sorted(rows)]
         return FlopsPerToken(

@@ -1,7 +1,8 @@
 """N and FLOPs per sample of a model, measured rather than assumed (docs/math.md, Eq. P1).
 
-Built on the meta device: shapes without numbers, so a model of any size costs milliseconds and no memory.
-Attention is forced to its matmul form while counting: on the CPU's fused kernel torch's counter sees 0 FLOPs.
+A small model is built for real, a larger one on the meta device: shapes without numbers, so a model of any size costs
+milliseconds and no memory. Attention is forced to its matmul form while counting: on the CPU's fused kernel torch's
+counter sees 0 FLOPs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flops_fit.data.batches import seeded
 from flops_fit.records import Measurement
 from flops_fit.train.loss import Objective, first_tensor, to_device
 
+REAL_FIRST = 2_000_000   # up to here numbers are faster than shapes alone, whose operations torch looks up in Python
 REAL_LIMIT = 50_000_000  # parameters above which a model is not built for real just to count its FLOPs
 
 
@@ -70,15 +73,16 @@ class Measurer:
             ("measured on meta", lambda: count_flops(lambda: self.objective(model, on_meta).backward()))
         ]
         if params <= REAL_LIMIT:
-            ways.append(("measured on cpu", lambda: self._on_cpu(size)))
+            ways.insert(0 if params <= REAL_FIRST else 1, ("measured on cpu", lambda: self._on_cpu(size)))
         if self.objective.loss_fn is not None:  # a loss that needs numbers: the network alone, backward = 2 x forward
             network = Objective(loss_fn=lambda outputs, targets: outputs)
             ways.append(("forward measured on meta, x3", lambda: 3 * count_flops(lambda: network(model, on_meta))))
         return ways
 
     def _on_cpu(self, size: int) -> float:
-        model = self.build(size)
-        return count_flops(lambda: self.objective(model, self.batch).backward())
+        with seeded(0):  # the numbers do not matter, but the caller's generators stay as they were
+            model = self.build(size)
+            return count_flops(lambda: self.objective(model, self.batch).backward())
 
 
 def count_flops(call: Callable[[], Any]) -> float:
