@@ -1,6 +1,6 @@
 """Are the 95% intervals 95%? Counted in simulated studies whose law is known.
 
-    python benchmarks/coverage.py [STUDIES]      400 studies of each of 6 kinds: about 5 minutes on 2 cores
+    python benchmarks/coverage.py [STUDIES]      400 studies of each of 8 kinds: about 8 minutes on 2 cores
 
 Bar: between 92% and 97% for the exponent of N_opt, for N_opt and for the loss at 10 x the largest compute. 400 studies
 know a coverage of 95% to +-1.1% (one standard error).
@@ -21,7 +21,8 @@ from flops_fit.scaling.table import Runs
 
 SMALL = Law(E=0.7, A=400.0, B=100.0, alpha=0.45, beta=0.3)
 LARGE = Law(E=1.817, A=478.0, B=2143.0, alpha=0.347, beta=0.367)  # near Hoffmann et al.'s runs
-DESIGNS = ("5 budgets x 5 sizes", "9 budgets x 7 sizes", "grid of 6 N x 6 D")
+DESIGNS = ("5 budgets x 5 sizes", "9 budgets x 7 sizes", "grid of 6 N x 6 D", "5 budgets x 6 sizes, branches")
+SHARED = 0.5               # of the variance of a branch, common to all branches of its size (a guess on the high side)
 NOISES = (0.003, 0.01)     # standard deviation of a run in log loss
 DRAWS = 400
 ASKED = ("n_opt_exponent", "n_opt_at_10x", "loss_at_10x", "new_run_at_4x")
@@ -35,8 +36,21 @@ def isoflop(law: Law, budgets: np.ndarray, sizes: int) -> tuple[np.ndarray, np.n
     return n, budget / (6 * n), budget
 
 
+def branches(law: Law, budgets: np.ndarray, sizes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The nearest rungs of one ladder at each budget, as a sweep of several D a trunk takes them."""
+    best, _, _ = optimum(law, budgets, SIX_N)
+    rungs = np.exp(np.arange(np.log(best[0]) - 1.6, np.log(best[-1]) + 1.6, 0.35))
+    n = np.concatenate([rungs[np.argsort(np.abs(np.log(rungs / at)))[:sizes]] for at in best])
+    budget = np.repeat(budgets, sizes)
+    return n, budget / (6 * n), budget
+
+
 def study(design: str, noise: float, seed: int) -> tuple[Law, Runs]:
-    if design == DESIGNS[2]:
+    rng, shared = np.random.default_rng(seed), 0.0
+    if design == DESIGNS[3]:
+        law, shared = SMALL, SHARED
+        n, d, budget = branches(law, 3e10 * 10 ** (0.25 * np.arange(5)), 6)
+    elif design == DESIGNS[2]:
         law = LARGE
         n, d = (a.ravel() for a in np.meshgrid(np.geomspace(5e7, 1e9, 6), np.geomspace(2e9, 4e10, 6)))
         budget = None
@@ -46,7 +60,10 @@ def study(design: str, noise: float, seed: int) -> tuple[Law, Runs]:
     else:
         law = SMALL
         n, d, budget = isoflop(law, 3e10 * 10 ** (0.5 * np.arange(5)), 5)
-    loss = law.loss(n, d) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+    trunk = np.unique(n, return_inverse=True)[1]
+    common = rng.standard_normal(len(n))[trunk]  # the same for equal n
+    miss = np.sqrt(1 - shared) * rng.standard_normal(len(n)) + np.sqrt(shared) * common
+    loss = law.loss(n, d) * np.exp(noise * miss)
     return law, Runs.of(n, d, loss, budget=budget)
 
 

@@ -221,7 +221,7 @@ def _look(folder: Path, follow: bool) -> Status:
 
     with suppress(KeyboardInterrupt), Live(console=Console(stderr=True), transient=True, auto_refresh=False) as screen:
         while found.state == "running":
-            screen.update(Text(str(found), no_wrap=True, overflow="ellipsis"), refresh=True)
+            screen.update(Text(str(found), overflow="fold"), refresh=True)
             time.sleep(FOLLOW_SECONDS)
             found = look(folder)
     return found
