@@ -23,7 +23,7 @@ from flops_fit.runs.watch import Quiet
 from flops_fit.scaling.rules import BatchRule, LrRule
 from flops_fit.study import Study, Sweep
 from flops_fit.train.engine import Trainer
-from flops_fit.train.options import BRANCHED, TrainOptions
+from flops_fit.train.options import TrainOptions
 
 COMPUTE, SIZE, SEEDS = 4e11, 64, (0, 1)
 
@@ -77,9 +77,8 @@ def variants(base: Study) -> Iterator[tuple[str, Study]]:
     yield "decay 20%", changed(train_options=TrainOptions(decay=0.2))
     yield "decay 20%, 1 - sqrt", changed(train_options=TrainOptions(decay=0.2, shape="1-sqrt"))
     yield "decay 25%", changed(train_options=TrainOptions(decay=0.25))
-    yield "decay 25%, 1 - sqrt", changed(train_options=BRANCHED)
+    yield "decay 25%, 1 - sqrt", changed(train_options=TrainOptions(decay=0.25, shape="1-sqrt"))
     yield "decay 50%, 1 - sqrt", changed(train_options=TrainOptions(shape="1-sqrt"))
-    yield "warmup 2%, decay 25%, 1 - sqrt", changed(train_options=dataclasses.replace(BRANCHED, warmup=0.02))
     training, held_out = python_source(128)
     yield "context 128", changed(
         dataset=training, held_out=held_out, model_kwargs={**base.model_kwargs, "context": 128}

@@ -17,6 +17,7 @@ from flops_fit.errors import InputError
 from flops_fit.records import Measurement, RunSpec
 from flops_fit.scaling.plan import (
     FEWEST_STEPS,
+    MOST_WARMUP,
     PlanRules,
     SweepPlan,
     check_budgets,
@@ -260,6 +261,21 @@ def test_a_trunk_is_one_size_at_one_batch_and_learning_rate() -> None:
         assert len({spec.steps for spec in lane}) == len(lane)
 
 
+@given(st.lists(st.floats(1e11, 1e15), min_size=1, max_size=5, unique=True), st.floats(1.5, 4.0))
+def test_the_warmup_of_a_trunk_suits_its_shortest_run(budgets: list[float], span: float) -> None:
+    """It follows from N alone, and no run that is planned is mostly warmup."""
+    for spec in branched(sorted(budgets), span=span, warmup=0.05):
+        shortest = 20.0 * spec.params / span**2  # tokens (Eq. P7)
+        assert spec.warmup_steps is not None
+        assert abs(spec.warmup_steps - 0.05 * shortest / (spec.batch_size * 64)) <= 1  # whole steps, at least one
+        assert spec.warmup_steps <= MOST_WARMUP * spec.steps
+
+
+def test_a_branch_that_is_mostly_warmup_is_left_out_and_said() -> None:
+    _, skipped = plan_sweep(LADDER, sizes(), rules(branch=True, decay=0.25, sizes=(256, 384, 1024)))
+    assert any(skip.size == 1024 and "the trunk's warmup takes" in skip.reason for skip in skipped)
+
+
 def test_the_cost_of_a_plan_is_each_step_once() -> None:
     """Eq. P7, against a count of the steps themselves: those of the trunk once, and those of every decay."""
     plan = SweepPlan(experiments=branched(LADDER), skipped=(), measured=())
@@ -283,12 +299,20 @@ def test_every_budget_keeps_its_number_of_sizes_around_its_centre() -> None:
         assert min(ratios) < 20 < max(ratios)
 
 
-def test_a_budget_that_is_added_later_changes_no_trunk() -> None:
-    """Keys stay, so nothing is trained twice; given sizes, since a ladder ends at its outermost budgets."""
-    given = (64, 96, 128, 192)
-    few, more = (branched(budgets, sizes=given) for budgets in (LADDER[:4], LADDER[:5]))
-    assert {spec.key for spec in few} < {spec.key for spec in more}
-    assert {spec.lane for spec in few} == {spec.lane for spec in more}
+@given(st.lists(st.floats(1e11, 1e15), min_size=2, max_size=6, unique=True), st.booleans())
+def test_a_budget_that_is_added_later_throws_no_run_away(budgets: list[float], branch: bool) -> None:
+    """Whether it lies below, between or above the others: keys and lanes stay, so nothing is trained twice."""
+    one = rules(branch=branch)
+    few, more = (plan_sweep(sorted(some), sizes(), one)[0] for some in (budgets[1:], budgets))
+    assert {spec.key for spec in few} <= {spec.key for spec in more}
+    assert {spec.lane for spec in few} <= {spec.lane for spec in more}
+
+
+def test_budgets_that_round_to_the_same_steps_are_one_run() -> None:
+    specs, skipped = plan_sweep([1e12, 1.00001e12], sizes(), rules())
+    assert {spec.budget for spec in specs} == {1e12}
+    assert len({spec.key for spec in specs}) == len(specs)
+    assert {skip.reason for skip in skipped} == {"in whole steps the same run as at 1e+12 FLOPs"}
 
 
 def test_labels_and_the_schedule_of_a_run_in_its_key() -> None:

@@ -177,6 +177,16 @@ def test_the_batch_is_the_largest_that_costs_little_and_the_rate_follows_by_its_
         assert len(tried) == len(BATCH_RATIOS)
 
 
+def test_batches_are_compared_on_one_d_and_those_too_large_for_it_are_left_out() -> None:
+    """Seen to fail: a batch too large for the short D was tried on four times as much data, and won by it."""
+    rule = BatchRule(8 * BatchRule().coefficient)  # so few steps that x 4 leaves fewer than a run needs
+    tried: list[RunSpec] = []
+    found = prober(landscape(STATED), tried).find(Probed(lr=STATED, batch=rule), ["batch"])
+    assert 1 < len(tried) < len(BATCH_RATIOS)
+    assert {spec.budget for spec in tried} == {tried[0].budget}
+    assert found.batch.coefficient < max(BATCH_RATIOS) * rule.coefficient
+
+
 def test_a_batch_that_a_loader_fixes_is_not_measured() -> None:
     tried: list[RunSpec] = []
     fixed = Probed(lr=STATED, batch=BatchRule(samples=64))

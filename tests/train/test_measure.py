@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flops_fit.train.loss import Objective, first_tensor, unit_of
-from flops_fit.train.measure import Measurer, count_flops
+from flops_fit.train.measure import REAL_FIRST, Measurer, count_flops
 
 
 class Net(nn.Module):
@@ -41,7 +41,7 @@ def test_an_mlp_by_hand(width: int) -> None:
     weights = 4 * width + width * width + width
     assert found.flops_per_token == 6 * weights - 2 * 4 * width
     assert found.params == weights + 2 * width + 1
-    assert (found.size, found.how) == (width, "measured on meta")
+    assert (found.size, found.how) == (width, "measured on meta" if found.params > REAL_FIRST else "measured on cpu")
 
 
 class Attends(nn.Module):
@@ -60,23 +60,20 @@ class Attends(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["measured on meta", "measured on cpu"])
-def test_attention_is_counted(how: str) -> None:
+def test_attention_is_counted(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flops_fit.train.measure.REAL_FIRST", 0 if how == "measured on meta" else 10**9)
     tokens, width, batch = 10, 16, 3
     x = [torch.randn(batch, 1, tokens, 4), torch.randn(batch, 1, tokens)]
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        if how == "measured on cpu":
-            outputs.sum().item()  # what a model does that cannot live on meta
-        return squared(outputs, targets)
-
-    found = measurer(Attends, loss, x)(width)
+    found = measurer(Attends, squared, x)(width)
     projection = 4 * 4 * width * tokens  # forward, and the gradient of the weights: 2 each
     attention = 6 * 2 * tokens * tokens * width  # q k' and p v, forward and twice backward
     assert found.how == how
     assert found.flops_per_token == projection + attention
 
 
-def test_a_loss_that_needs_numbers_is_measured_on_the_cpu() -> None:
+def test_a_loss_that_needs_numbers_is_measured_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flops_fit.train.measure.REAL_FIRST", 0)
+
     def looks(outputs: Tensor, targets: Tensor) -> Tensor:
         return squared(outputs, targets) * (1.0 if outputs.sum().item() > 0 else 2.0)
 

@@ -18,11 +18,12 @@ from typing import Any, Literal
 from flops_fit.errors import InputError
 from flops_fit.records import Measurement, Role, RunSpec, Skipped
 from flops_fit.scaling.rules import BatchRule, LrRule, stable_steps
-from flops_fit.scaling.sizes import Sizes, ladder, sizes_for
+from flops_fit.scaling.sizes import Sizes, sizes_for
 
 FEWEST_BUDGETS = 3       # two give a slope and no residual: nothing would tell whether a law holds
 FEWEST_STEPS = 20        # a shorter run is mostly warmup; its loss says nothing of the law
 FEWEST_TOKENS_PER_PARAM = 0.1
+MOST_WARMUP = 0.2        # of a branch: a longer one costs loss (experiments/gpt-python/warmup.csv)
 SCHEDULES = ("auto", "wsd", "wsd-branch")
 
 
@@ -43,7 +44,7 @@ class PlanRules:
     span: float = 3.0                          # sizes reach from 1/span to span times the centre, in N
     max_epochs: float = 4.0                    # more repeats are worth less (Muennighoff et al. 2023, arXiv 2305.16264)
     branch: bool = False                       # True: one trunk a size, a decay branched off it for each D (Eq. P7)
-    warmup: float = 0.1                        # of a run; of a trunk's shortest run, see `runs`
+    warmup: float = 0.1                        # of a run; on a trunk, of the shortest (D = rho N / span^2)
     decay: float = 0.5                         # of each run
 
     def __post_init__(self) -> None:
@@ -81,14 +82,15 @@ class PlanRules:
         """The runs of one size at these ascending budgets: each by itself, or branches of one trunk (Eq. P7).
 
         Batch, learning rate and warmup of a trunk follow from its N alone: so the loss stays a function of N and D,
-        and a budget that is added later reuses the trunk. They are those of a D below the middle of its runs, since
-        a batch that is too large for a short run costs more than one that is too small for a long run.
+        and a budget that is added later reuses the trunk. Batch and rate are those of a D below the middle of its runs,
+        since a batch that is too large for a short run costs more than one that is too small for a long run; the
+        warmup is that of the shortest, which a longer one would spoil.
         """
         if not self.branch:
             return [self.spec(measured, budget, role) for budget in budgets]
         reference = self.tokens_per_param * measured.params / self.span
         batch, lr = self.batch(reference, self.tokens_per_sample), self.lr(measured.params, reference)
-        warmup = round(self.warmup * reference / (batch * self.tokens_per_sample))
+        warmup = round(self.warmup * reference / self.span / (batch * self.tokens_per_sample))
         shared, branches = 0, []
         for budget in budgets:
             run = self.spec(measured, budget, role, batch)
@@ -109,6 +111,8 @@ class PlanRules:
             return f"D = {spec.tokens:,} is {epochs:.1f} epochs of the data, more than {self.max_epochs:g}"
         if spec.steps < FEWEST_STEPS:
             return f"only {spec.steps} steps, fewer than {FEWEST_STEPS}"
+        if (spec.warmup_steps or 0) > MOST_WARMUP * spec.steps:
+            return f"the trunk's warmup takes {spec.warmup_steps} of its {spec.steps} steps"
         return ""
 
 
@@ -207,9 +211,12 @@ def plan_sweep(
     """Every feasible pair of budget and size as a RunSpec, and what was left out with its reason."""
     specs: list[RunSpec] = []
     skipped: list[Skipped] = []
+    first: dict[str, float] = {}
     for measured, wanted in _pairs(budgets, sizes, rules):
         for spec in rules.runs(measured, wanted):
             reason = rules.infeasible(spec)
+            if not reason and first.setdefault(spec.key, spec.budget) != spec.budget:
+                reason = f"in whole steps the same run as at {first[spec.key]:.2g} FLOPs"
             if reason:
                 skipped.append(Skipped(budget=spec.budget, size=spec.size, reason=reason))
             else:
@@ -228,10 +235,7 @@ def _pairs(
     budgets: Sequence[float], sizes: Sizes, rules: PlanRules
 ) -> Iterator[tuple[Measurement, list[float]]]:
     """Each size with the ascending budgets at which it is wanted."""
-    if rules.branch:
-        chosen = ladder(budgets, sizes, rules)
-    else:
-        chosen = {budget: sizes_for(budget, sizes, rules) for budget in budgets}
+    chosen = {budget: sizes_for(budget, sizes, rules) for budget in budgets}
     for size in sorted({size for of_budget in chosen.values() for size in of_budget}):
         measured = sizes.at(size)
         if measured is not None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
-
-import numpy as np
 
 from flops_fit.errors import InputError
 from flops_fit.records import Measurement
@@ -68,8 +66,14 @@ class Sizes:
         multiples = range(size // self.multiple + step, size // self.multiple + step * (SIZE_TRIES + 1), step)
         return next((k * self.multiple for k in multiples if k > 0 and self.params(k * self.multiple)), None)
 
-    def next_beyond(self, have: Sequence[int], edge: Literal["low", "high"] | None) -> int | None:
-        """A size below the smallest or above the largest of `have`, as far in log N as its two outermost are apart."""
+    def next_beyond(
+        self, have: Sequence[int], edge: Literal["low", "high"] | None, shared: Collection[int] = ()
+    ) -> int | None:
+        """A size below the smallest or above the largest of `have`: the next one of `shared`, or else one that lies as
+        far away in log N as the two outermost are apart."""
+        further = [size for size in shared if (size < min(have) if edge == "low" else size > max(have))]
+        if further:
+            return max(further) if edge == "low" else min(further)
         known = sorted(((self.params(size) or 1), size) for size in have)
         if edge == "low":
             known.reverse()
@@ -88,18 +92,25 @@ class Sizes:
 
 
 def sizes_for(budget: float, sizes: Sizes, rules: PlanRules) -> list[int]:
-    """About `sizes_per_budget` sizes, log-spaced in N around the centre D/N = tokens_per_param (Eq. P5)."""
+    """About `sizes_per_budget` sizes around the centre D/N = tokens_per_param, log-spaced in N (Eq. P5).
+
+    Where runs branch off trunks, they are rungs of one ladder, the same for all budgets (Eq. P7b): neighbouring budgets
+    share sizes, and one that is added later changes nothing for the others.
+    """
     if rules.sizes is not None:
         return [size for size in sorted(set(rules.sizes)) if sizes.at(size) is not None]
-    centre = _centre(budget, sizes, rules.tokens_per_param)
-    exponents = np.linspace(-1, 1, rules.sizes_per_budget)
-    found = {size for e in exponents if (size := sizes.near(centre * rules.span**e)) is not None}
-    while found and len(found) < rules.sizes_per_budget:  # rounding made two the same: take the nearest neighbours
+    centre, count = math.log(_centre(budget, sizes, rules.tokens_per_param)), rules.sizes_per_budget
+    step = 2 * math.log(rules.span) / (count - 1)
+    lowest = centre - math.log(rules.span)
+    if rules.branch:
+        lowest = step * round(lowest / step)
+    found = {size for k in range(count) if (size := sizes.near(math.exp(lowest + k * step))) is not None}
+    while found and len(found) < count:  # rounding made two the same: take the nearest neighbours
         around = [sizes.next_to(min(found), -1), sizes.next_to(max(found), 1)]
         new = [s for s in around if s is not None]
         if not new:
             break
-        found.add(min(new, key=lambda s: abs(math.log((sizes.params(s) or 1) / centre))))
+        found.add(min(new, key=lambda s: abs(math.log(sizes.params(s) or 1) - centre)))
     return sorted(found)
 
 
@@ -114,23 +125,3 @@ def _centre(budget: float, sizes: Sizes, tokens_per_param: float) -> float:
         ratio = measured.flops_per_token / measured.params  # FLOPs per token and parameter, 6 in the textbook
         params = math.sqrt(budget / (ratio * tokens_per_param))
     return params
-
-
-def ladder(budgets: Sequence[float], sizes: Sizes, rules: PlanRules) -> dict[float, list[int]]:
-    """Sizes for each of the ascending budgets, off one ladder, so that neighbouring budgets share sizes (Eq. P7b).
-
-    The rungs lie as close in log N as the sizes of one budget do in `sizes_for`, over the range of all budgets.
-    """
-    if rules.sizes is not None:
-        return {budget: sizes_for(budget, sizes, rules) for budget in budgets}
-    centres = {budget: _centre(budget, sizes, rules.tokens_per_param) for budget in budgets}
-    low, high = centres[budgets[0]] / rules.span, centres[budgets[-1]] * rules.span
-    step = 2 * math.log(rules.span) / (rules.sizes_per_budget - 1)
-    rungs = np.geomspace(low, high, 1 + round(math.log(high / low) / step))
-    found = sorted({size for rung in rungs if (size := sizes.near(float(rung))) is not None})
-
-    def nearest(centre: float) -> list[int]:
-        off = {size: abs(math.log((sizes.params(size) or 1) / centre)) for size in found}
-        return sorted(sorted(found, key=lambda size: off[size])[: rules.sizes_per_budget])
-
-    return {budget: nearest(centre) for budget, centre in centres.items()}

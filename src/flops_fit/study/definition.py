@@ -117,7 +117,7 @@ class Prepared:
         fall = "linear" if options.shape == "linear" else "as 1 - sqrt"
         end = f"stable, {fall} to 0 in the last {options.decay:.0%}"
         if self.branch:
-            return f"a trunk for each size, warmup {options.warmup:.0%} of a short run; a branch for each D, {end}"
+            return f"a trunk for each size, warmup {options.warmup:.0%} of its shortest run; a branch for each D, {end}"
         return f"warmup {options.warmup:.0%} of the run, {end}"
 
 

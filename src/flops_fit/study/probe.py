@@ -75,7 +75,8 @@ class Prober:
     def _batch(self, probed: Probed, small: Measurement, *, follow: bool) -> Probed:
         """The largest of some batches that costs at most 1% of loss; `follow`: the learning rate goes by its root."""
         rules = {ratio: _at_batch(probed, ratio, follow) for ratio in BATCH_RATIOS}
-        specs = {ratio: self._short(small, at.lr, at.batch) for ratio, at in rules.items()}
+        budget = self._short(small, probed.lr, probed.batch).budget  # one D for all
+        specs = {ratio: self._spec(small, budget, at.lr, at.batch) for ratio, at in rules.items()}
         specs = {ratio: spec for ratio, spec in specs.items() if not self.rules(probed.lr).infeasible(spec)}
         self.say(f"batch size: {len(specs)} short runs at size {small.size}")
         losses = dict(zip(specs, self._losses(list(specs.values())), strict=True))
@@ -145,9 +146,11 @@ class Prober:
         return middle
 
     def _short(self, measured: Measurement, lr: LrRule, batch: BatchRule) -> RunSpec:
-        rules = replace(self.rules(lr), batch=batch)
-        short = rules.spec(measured, self.budgets[0] * PROBE_SHARE, "probe")
-        return rules.spec(measured, self.budgets[0], "probe") if rules.infeasible(short) else short
+        short = self._spec(measured, self.budgets[0] * PROBE_SHARE, lr, batch)
+        return self._spec(measured, self.budgets[0], lr, batch) if self.rules(lr).infeasible(short) else short
+
+    def _spec(self, measured: Measurement, budget: float, lr: LrRule, batch: BatchRule) -> RunSpec:
+        return replace(self.rules(lr), batch=batch).spec(measured, budget, "probe")
 
     def _losses(self, specs: Sequence[RunSpec]) -> list[float | None]:
         distinct = {spec.key: spec for spec in specs}  # rounding to whole samples may make two the same

@@ -19,7 +19,7 @@ CHECKPOINT_SECONDS = 60.0  # a shorter run is done again sooner than a reader no
 class TrainOptions:
     """How every run of a study is trained; part of the study's identity."""
 
-    warmup: float = 0.1         # fraction of the run, at most 0.1; of the shortest run of a trunk
+    warmup: float = 0.1         # fraction of the run, at most 0.1; on a trunk, of its shortest run (Eq. P7)
     decay: float = 0.5          # fraction of the run over which the learning rate falls to zero
     shape: Shape = "linear"     # of the decay
     weight_decay: float = 0.1   # on matrices; vectors and scalars are not decayed
@@ -48,9 +48,9 @@ class TrainOptions:
         return wsd(step, spec.steps, warmup, self.decay * spec.steps, self.shape)
 
 
-BRANCHED = TrainOptions(decay=0.25, shape="1-sqrt")
+BRANCHED = TrainOptions(warmup=0.05, decay=0.25, shape="1-sqrt")
 """The default of a trunk with branches: a short decay, since it is paid once for each D, of the shape that loses least
-by being short (experiments/gpt-python/LOG.md)."""
+by being short, and the warmup that is best for short and long runs (experiments/gpt-python/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
