@@ -23,7 +23,7 @@ from flops_fit.scaling.sizes import Sizes, sizes_for
 FEWEST_BUDGETS = 3       # two give a slope and no residual: nothing would tell whether a law holds
 FEWEST_STEPS = 20        # a shorter run is mostly warmup; its loss says nothing of the law
 FEWEST_TOKENS_PER_PARAM = 0.1
-MOST_WARMUP = 0.2        # of a branch: a longer one costs loss (experiments/gpt-python/warmup.csv)
+MOST_WARMUP = 0.2        # of a branch: as far as it was seen to cost nothing (experiments/gpt-python/warmup.csv)
 SCHEDULES = ("auto", "wsd", "wsd-branch")
 
 

@@ -50,7 +50,7 @@ class TrainOptions:
 
 BRANCHED = TrainOptions(warmup=0.05, decay=0.25, shape="1-sqrt")
 """The default of a trunk with branches: a short decay, since it is paid once for each D, of the shape that loses least
-by being short, and the warmup that is best for short and long runs (experiments/gpt-python/LOG.md)."""
+by being short; and a warmup that is no large part of its shortest run (experiments/gpt-python/LOG.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
