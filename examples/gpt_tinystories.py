@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +32,9 @@ def main() -> None:
     parser.add_argument("--data", help="a text file, a folder of them, or hub:OWNER/NAME; default: made-up stories")
     parser.add_argument("--plan", action="store_true", help="show what would run, train nothing")
     parser.add_argument("--quick", action="store_true", help="tiny budgets; the answer is of no use")
-    parser.add_argument("--output", default="outputs/gpt-tinystories")
+    parser.add_argument("--output", default="outputs/gpt-tinystories", help="folder of what is written")
     asked = parser.parse_args()
+    folder = asked.output + "-quick" * asked.quick  # another study
 
     stories = text.windows(asked.data, CONTEXT, vocabulary=512, tokens=300_000 if asked.quick else 10_000_000)
     result = flops_fit.find_optimal(
@@ -40,14 +42,17 @@ def main() -> None:
         dataset=stories.training, held_out=stories.held_out, loss_fn=loss,
         compute_budgets=[2e9, 4e9, 8e9] if asked.quick else [3e11, 5e11, 8e11, 1.3e12, 2e12],
         size_multiple=8, tokens_per_param=4 if asked.quick else 12, span=2.3, bootstrap=100 if asked.quick else 4000,
-        lr=LrRule(0.5), extend=0 if asked.quick else 2, train=not asked.plan, output_dir=asked.output,
+        lr=LrRule(0.5), extend=0 if asked.quick else 2, train=not asked.plan, output_dir=folder,
     )  # fmt: skip
     if isinstance(result, flops_fit.SweepPlan):
         print(result)
     else:
-        print(result.verdict())
-        print(result.chinchilla_table())
+        print(result.summary())
+        print(f"report: {folder}/report.html")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except flops_fit.FlopsFitError as error:
+        sys.exit(f"error: {error}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,15 @@ parser.add_argument("--output", default="outputs/size-cli", help="folder of the 
 parser.add_argument("--json", action="store_true", help="the whole result as one JSON document")
 parser.add_argument("--quick", action="store_true", help="tiny budgets; the answer is of no use")
 asked = parser.parse_args()
+budgets = [1e6, 2e6, 4e6] if asked.quick else [float(budget) for budget in asked.budgets.split(",")]
+folder = asked.output + "-quick" * asked.quick  # another study
 
-result = flops_fit.find_optimal(
-    Classifier, "hidden", dataset=data(), loss_fn=nn.functional.cross_entropy,
-    compute_budgets=[1e6, 2e6, 4e6] if asked.quick else [float(budget) for budget in asked.budgets.split(",")],
-    size_multiple=2, tokens_per_param=60, lr=0.01, output_dir=asked.output, bootstrap=100 if asked.quick else 4000,
-    extend=0 if asked.quick else 2,
-)  # fmt: skip
-print(json.dumps(result.to_dict()) if asked.json else result.summary())
+try:
+    result = flops_fit.find_optimal(
+        Classifier, "hidden", dataset=data(), loss_fn=nn.functional.cross_entropy, compute_budgets=budgets,
+        size_multiple=2, tokens_per_param=60, lr=0.01, output_dir=folder, bootstrap=100 if asked.quick else 4000,
+        extend=0 if asked.quick else 2,
+    )  # fmt: skip
+except flops_fit.FlopsFitError as error:  # one line that says what to do
+    sys.exit(f"error: {error}")
+print(json.dumps(result.to_dict()) if asked.json else f"{result.summary()}\nreport: {folder}/report.html")

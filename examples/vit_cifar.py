@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch.nn.functional as F
 
@@ -23,25 +24,31 @@ def main() -> None:
     parser.add_argument("--data", help="a parquet file, a folder or CIFAR-10's own files; default: drawn shapes")
     parser.add_argument("--plan", action="store_true", help="show what would run, train nothing")
     parser.add_argument("--quick", action="store_true", help="tiny budgets; the answer is of no use")
-    parser.add_argument("--output", default="outputs/vit-cifar")
+    parser.add_argument("--output", default="outputs/vit-cifar", help="folder of what is written")
     asked = parser.parse_args()
+    folder = asked.output + "-quick" * asked.quick  # another study
 
-    images = image_sets(asked.data, size=32)
+    side = 16 if asked.quick else 32  # pixels
+    images = image_sets(asked.data, size=side)
     result = flops_fit.find_optimal(
-        VisionTransformer, "d_model", {"image_size": 32, "classes": images.classes},
+        VisionTransformer, "d_model", {"image_size": side, "classes": images.classes},
         dataset=images.training, held_out=images.held_out, loss_fn=F.cross_entropy,
-        compute_budgets=[6e9, 1.2e10, 2.4e10, 4.8e10] if asked.quick else [4e11, 6.6e11, 1.1e12, 1.8e12, 3e12],
-        size_multiple=4, sizes_per_budget=6, tokens_per_param=6 if asked.quick else 15, span=2.3,
+        compute_budgets=[5e8, 1e9, 2e9] if asked.quick else [4e11, 6.6e11, 1.1e12, 1.8e12, 3e12],
+        size_multiple=4, sizes_per_budget=4 if asked.quick else 6, tokens_per_param=4 if asked.quick else 15, span=2.3,
         max_epochs=24,  # more than usual: models of this size hardly learn images by heart
         lr=LrRule(0.65, n_exponent=-0.5, d_exponent=0), batch_size=32,
-        train=not asked.plan, output_dir=asked.output,
+        bootstrap=100 if asked.quick else 4000, extend=0 if asked.quick else 2,
+        train=not asked.plan, output_dir=folder,
     )  # fmt: skip
     if isinstance(result, flops_fit.SweepPlan):
         print(result)
     else:
-        print(result.verdict())
-        print(result.chinchilla_table(result.budgets))
+        print(result.summary())
+        print(f"report: {folder}/report.html")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except flops_fit.FlopsFitError as error:
+        sys.exit(f"error: {error}")

@@ -197,11 +197,9 @@ def check_status(found: dict[str, Any]) -> None:
     code, out, _ = call("status", "out", "--follow")  # nothing to wait for
     assert code == 0 and out.startswith("out: finished\n") and out.endswith(f"{told['verdict']}\n")
     assert told["verdict"].startswith("SYNTHETIC") and 'http-equiv="refresh"' not in Path("out/report.html").read_text()
-    Beacon("out", Quiet()).begin([], reused=0)
-    earlier = Path("out/result.json").stat().st_mtime - 10.0
-    os.utime("out/result.json", (earlier, earlier))
+    Beacon("out", Quiet()).begin([], reused=0)  # of a driver that came later and was killed
     told = document("status", "out")
-    assert told["state"] == "failed" and f"before: {told['verdict']}" in call("status", "out")[1]
+    assert told["state"] == "stopped" and f"before: {told['verdict']}" in call("status", "out")[1]
 
 
 def test_fit_and_predict_from_its_output(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.executor import result, spec
+from flops_fit.errors import FitError
 from flops_fit.records import RunResult
 from flops_fit.runs import beacon
 from flops_fit.runs.beacon import PAGE_SECONDS, PROGRESS, REPORT, WRITE_SECONDS, Beacon
@@ -257,6 +259,38 @@ def test_no_page_takes_the_place_of_a_report_when_nothing_is_to_run(tmp_path: Pa
     one.end()
     assert (tmp_path / REPORT).read_text() == "the law"
     assert told(tmp_path)["runs"] == {"done": 0, "total": 0, "reused": 6}
+
+
+def test_the_page_says_what_the_driver_does_and_stops_asking_when_it_gave_up(tmp_path: Path) -> None:
+    refresh = {"": "meta", "http-equiv": "refresh", "content": "5"}
+    with suppress(FitError), Beacon(tmp_path, Quiet()) as one:
+        one.begin(SPECS[:1], reused=0)
+        one.event(Started(SPECS[0]))
+        one.done(result(SPECS[0]))
+        one.end()
+        running = shown(tmp_path)
+        one.phase("fitting")
+        fitting = shown(tmp_path)
+        one.phase("verifying")
+        verifying = shown(tmp_path)
+        raise FitError(HOSTILE)
+    failed = shown(tmp_path)
+    assert "being fitted" in fitting.text and "being checked" in verifying.text
+    assert all(refresh in page.attributes and "Failed" not in page.text for page in (running, fitting, verifying))
+    assert '<script>alert("x")</script>' in failed.text and refresh not in failed.attributes
+    assert all("; about" not in page.text for page in (fitting, failed))
+
+
+def test_a_finished_or_failed_sweep_that_drew_no_page_leaves_the_report(tmp_path: Path) -> None:
+    (tmp_path / REPORT).write_text("the law")
+    for end in (None, FitError("no law")):
+        with suppress(FitError), Beacon(tmp_path, Quiet()) as one:
+            one.begin([], reused=6)
+            one.phase("fitting")
+            if end is not None:
+                raise end
+    assert (tmp_path / REPORT).read_text() == "the law"
+    assert told(tmp_path)["error"] == "no law"
 
 
 def test_the_page_of_a_sweep_without_runs_or_with_one() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 
 from contracts.executor import result, spec
-from flops_fit.errors import InputError, JournalError
+from flops_fit.errors import FitError, InputError, JournalError
 from flops_fit.records import RunResult
-from flops_fit.runs.beacon import PROGRESS, Beacon
+from flops_fit.runs.beacon import PROGRESS, Beacon, Phase
 from flops_fit.runs.journal import JOURNAL, LOCK, Journal
 from flops_fit.runs.status import RESULT, status
 from flops_fit.runs.watch import Quiet
@@ -67,16 +68,24 @@ def failed(one: Any, reason: str) -> RunResult:
     return RunResult(spec=one, status="failed", loss=None, reason=reason)
 
 
-def swept(folder: Path, *, done: int = len(SPECS)) -> None:
-    """A sweep of SPECS that ended after `done` of them; the third of them diverges."""
-    with Journal.open(folder, IDENTITY) as journal:
-        watch = Beacon(folder, Quiet())
+def swept(
+    folder: Path, *, done: int = len(SPECS), phase: Phase = "running", end: BaseException | None = None
+) -> None:
+    """A sweep of SPECS that was left by `end` in `phase`, after `done` of them; the third of them diverges."""
+    with (
+        suppress(KeyboardInterrupt, FitError),
+        Journal.open(folder, IDENTITY) as journal,
+        Beacon(folder, Quiet()) as watch,
+    ):
         watch.begin(SPECS, reused=0)
         for k, one in enumerate(SPECS[:done]):
             ended = result(one) if k != 2 else replace(failed(one, "too steep"), status="diverged")
             journal.append(ended)
             watch.done(ended)
         watch.end()
+        watch.phase(phase)
+        if end is not None:
+            raise end
 
 
 # --- a driver is at work -------------------------------------------------------------------------------------------
@@ -114,7 +123,7 @@ def test_a_running_sweep_and_the_same_when_it_was_killed(tmp_path: Path, driver:
 
 
 def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    swept(tmp_path, done=4)
+    swept(tmp_path, done=4, end=KeyboardInterrupt())
     found = status(tmp_path)
     assert (found.state, found.runs["done"], found.runs["total"]) == ("stopped", 4, 6)
     assert found.cost["done"] == sum(s.flops for s in SPECS[:4])
@@ -125,11 +134,36 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert "diverged: sweep 1e+06 FLOPs, size 3: too steep" in str(found)
 
 
-def test_runs_that_all_ended_without_a_law_are_a_failure(tmp_path: Path) -> None:
-    swept(tmp_path)
+@pytest.mark.parametrize("phase", ["running", "fitting", "verifying"])
+def test_only_a_driver_that_told_why_has_failed(tmp_path: Path, phase: Phase) -> None:
+    swept(tmp_path, phase=phase, end=KeyboardInterrupt())
     found = status(tmp_path)
-    assert (found.state, found.verdict) == ("failed", None)
-    assert "no law came out" in str(found)
+    assert (found.state, found.phase, found.error, found.verdict) == ("stopped", phase, None, None)
+    assert ("while" in str(found)) == (phase != "running")
+    assert "the same command goes on" in str(found) and "failed" not in str(found).replace(str(tmp_path), "")
+    swept(tmp_path, phase=phase, end=FitError("no law:\n  too few"))
+    found = status(tmp_path)
+    assert (found.state, found.phase, found.error) == ("failed", phase, "no law: too few")
+    assert "failed: no law: too few\n" in str(found) and "the same command goes on" in str(found)
+    with Journal.open(tmp_path, IDENTITY), Beacon(tmp_path, Quiet()):  # the next one begins
+        found = status(tmp_path)
+        assert (found.state, found.phase, found.error) == ("running", "running", None)
+
+
+def test_what_an_earlier_driver_told_of_its_end_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    swept(tmp_path, phase="fitting", end=FitError("no law"))
+    told = json.loads((tmp_path / PROGRESS).read_text())
+    (tmp_path / PROGRESS).write_text(json.dumps(told | {"host": "elsewhere"}))
+    with Journal.open(tmp_path, IDENTITY):
+        found = status(tmp_path)
+    assert (found.state, found.phase, found.error) == ("running", None, None)
+
+
+def test_a_sweep_whose_runs_were_all_reused(tmp_path: Path) -> None:
+    swept(tmp_path)
+    with Beacon(tmp_path, Quiet()) as watch:
+        watch.begin([], reused=len(SPECS))
+    assert "0/0 runs (6 reused); told" in str(status(tmp_path))
 
 
 def test_only_runs_of_the_plan_are_best_and_what_was_spent_is_counted(tmp_path: Path) -> None:
@@ -150,7 +184,7 @@ def test_a_driver_that_was_killed_before_its_first_run(tmp_path: Path) -> None:
 
 
 def test_it_is_one_json_document_both_ways(tmp_path: Path) -> None:
-    swept(tmp_path, done=4)
+    swept(tmp_path, done=4, end=KeyboardInterrupt())
     found = status(tmp_path)
     document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert document["state"] == "stopped" and document["best"][0]["loss"] == 0.5
@@ -186,6 +220,8 @@ def test_a_journal_that_is_damaged_in_the_middle_is_named_by_line(tmp_path: Path
 @pytest.mark.parametrize("text", [
     "", "{", "[]", "null", "5", '{"format":2}', '{"format":1}', '{"format":1,"running":[{"key":1}]}', "\udcff",
     '{"format":1,"running":[],"runs":{"done":"x","total":1,"reused":0}}',
+    '{"format":1,"running":[],"runs":{"done":0,"total":0,"reused":0},"cost":{"done":0,"total":0},'
+    '"updated":"2026-01-31","phase":"x"}',
 ], ids=str)  # fmt: skip
 def test_what_is_told_beside_the_journal_may_be_of_no_use(tmp_path: Path, text: str) -> None:
     swept(tmp_path, done=4)
@@ -200,5 +236,5 @@ def test_a_result_that_is_none_is_told(tmp_path: Path, text: str) -> None:
     swept(tmp_path)
     (tmp_path / RESULT).write_bytes(text.encode("utf-8", "surrogateescape"))
     found = status(tmp_path)
-    assert (found.state, found.verdict) == ("failed", None)
+    assert (found.state, found.verdict) == ("stopped", None)
     assert str(tmp_path / RESULT) in found.messages[-1]

@@ -39,10 +39,18 @@ def test_no_point_of_a_dense_grid_is_better(law: Law, log_c: float) -> None:
     c = np.exp(log_c)
     n, d, loss = optimum(law, c, BENT)
     grid = np.exp(np.linspace(np.log(n) - 8, np.log(n) + 8, 4001))
+    grid = grid[(grid >= 1) & (c / BENT(grid) >= 1)]  # a parameter and a token are the least there is
     assert d == pytest.approx(c / BENT(n), rel=1e-10)
     brute = law.loss(grid, c / BENT(grid)).min()
     assert loss <= brute * (1 + ROUNDING)
     assert brute <= loss * (1 + 1e-4)  # and the grid comes close, so this is the same minimum
+
+
+def test_a_law_that_wants_no_data_still_gets_numbers() -> None:
+    """Resamples of a noisy table may have such a law: its optimum ends at one token, not at infinity."""
+    n, d, loss = optimum(Law(E=1e-9, A=10.0, B=1e-300, alpha=1e-3, beta=1e-3), [1e7, 1e20], FlopsPerToken.six_n())
+    np.testing.assert_allclose(d, 1.0, rtol=1e-9)
+    assert np.isfinite(n).all() and np.isfinite(loss).all()
 
 
 def test_many_laws_at_once_are_each_alone(true_law: Law) -> None:

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,41 @@ def test_a_state_of_another_version_is_not_used(tmp_path: Path) -> None:
     [path] = tmp_path.iterdir()
     torch.save(torch.load(path, weights_only=True) | {"format": 0}, path)
     assert one(branch(50)).spent == branch(50).flops
+
+
+def test_a_state_of_another_number_of_ranks_or_kind_of_device_is_not_used(tmp_path: Path) -> None:
+    one = KINDS["table"].on(checkpoints=tmp_path)
+    one(branch(24))
+    [path] = tmp_path.iterdir()
+    kept = torch.load(path, weights_only=True)
+    for place in ("2 x cpu", "1 x cuda", None):
+        for step in (kept["step"], 10**6):
+            torch.save(kept | {"place": place, "step": step}, path)
+            assert one(branch(50)).spent == branch(50).flops
+        assert torch.load(path, weights_only=True)["by"] == branch(50).key  # nor does it stand in the way of a new one
+        torch.save(kept, path)
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a layer of another shape": lambda kept: {"model": kept["model"] | {"second.weight": torch.zeros(2, 8)}},
+    "a missing group": lambda kept: {"optimizer": kept["optimizer"] | {"param_groups": []}},
+    "no generators": lambda kept: {"random": []},
+    "half of the generators": lambda kept: {"random": [kept["random"][0] | {"torch": torch.zeros(3)}]},
+    "a curve of something else": lambda kept: {"curve": [None]},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_state_that_cannot_be_restored_costs_time_only(damage: str, tmp_path: Path) -> None:
+    """What was loaded of it before it was refused must not train on; nor may the numbers drawn meanwhile differ."""
+    one = KINDS["random"].on(checkpoints=tmp_path)
+    one(branch(24))
+    [path] = tmp_path.iterdir()
+    kept = torch.load(path, weights_only=True)
+    torch.save(kept | DAMAGES[damage](kept) | {"step": kept["step"] + 5}, path)
+    with pytest.warns(UserWarning, match="does not fit"):
+        assert same(one(branch(50)), KINDS["random"](branch(50)))
+    assert one(branch(130)).spent == pytest.approx(300.0 * BATCH * (130 - 37))  # from the trunk of 50, not from that
 
 
 def _in_process(body: str, folder: Path) -> str:

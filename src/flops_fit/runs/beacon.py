@@ -2,11 +2,13 @@
 
 `progress.json` is replaced as a whole whenever a run has finished, and once a second while runs go on:
 
-    {"format":1, "pid":1, "host":"...", "begun":UTC, "updated":UTC, "runs":{"done":3,"total":25,"reused":2},
-     "cost":{"done":FLOPs,"total":FLOPs}, "seconds_left":..., "running":[Running...], "messages":[...]}
+    {"format":1, "pid":1, "host":"...", "begun":UTC, "updated":UTC, "phase":"running", "error":null,
+     "runs":{"done":3,"total":25,"reused":2}, "cost":{"done":FLOPs,"total":FLOPs}, "seconds_left":...,
+     "running":[Running...], "messages":[...]}
 
-`runs` and `cost` count the part of the sweep that is being worked off: the probes, the plan, the sizes added at an
-edge, the verification. What is finished stands in the journal.
+`phase` is what the driver does, `error` why it gave up; one that was stopped or killed leaves null. `runs` and `cost`
+count the part of the sweep that is being worked off: the probes, the plan, the sizes added at an edge, the
+verification. What is finished stands in the journal.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from flops_fit.errors import FlopsFitError
 from flops_fit.records import RunResult, RunSpec
@@ -34,10 +37,13 @@ PAGE_SECONDS = 5.0    # between two states of the page; it asks for a new one as
 PAGE_SHARE = 0.02     # of the driver's time, at most, goes into drawing the page
 MESSAGES = 20         # last ones kept
 
+Phase = Literal["running", "fitting", "verifying", "finished"]
+
 
 class Beacon:
     """Passes everything on to `inner`, and keeps progress.json and a page of the running sweep in `folder`.
 
+    To leave it without an error is to finish; to leave it by a FlopsFitError is to fail, and the reason is told.
     What cannot be written is told once and never disturbs the sweep.
     """
 
@@ -45,10 +51,31 @@ class Beacon:
         self.folder, self.inner = Path(folder), inner
         self._pace = Pace(())
         self._begun = utc_now()
+        self._phase: Phase = "running"
+        self._error: str | None = None
         self._messages: deque[str] = deque(maxlen=MESSAGES)
         self._results: dict[str, RunResult] = {}
         self._next_file = self._next_page = 0.0  # by the monotonic clock
+        self._drawn = False
         self._told = False
+
+    def __enter__(self) -> Self:
+        self._write(at_once=True, draw=False)  # what an earlier driver told of its end holds no longer
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.phase("finished")
+        elif isinstance(error, FlopsFitError):
+            self._error = " ".join(str(error).split())
+            self._write(at_once=True, draw=self._drawn)
+
+    def phase(self, phase: Phase) -> None:
+        """What the driver does from now on."""
+        self._phase = phase
+        self._write(at_once=True, draw=self._drawn and phase != "finished")  # the report has taken the page's place
 
     def say(self, text: str) -> None:
         self._messages.append(text)
@@ -83,7 +110,7 @@ class Beacon:
         pace = self._pace
         return {
             "format": FORMAT, "pid": os.getpid(), "host": socket.gethostname(),
-            "begun": self._begun, "updated": utc_now(),
+            "begun": self._begun, "updated": utc_now(), "phase": self._phase, "error": self._error,
             "runs": {"done": pace.finished, "total": pace.runs, "reused": pace.reused},
             "cost": {"done": pace.flops, "total": pace.total},
             "seconds_left": pace.seconds_left, "running": [run.to_dict() for run in pace.running],
@@ -108,7 +135,7 @@ class Beacon:
     def _draw(self, now: float) -> None:
         from flops_fit.runs.page import running_page  # loads scipy, which a status does not need
 
-        self._next_page = now + PAGE_SECONDS  # also when it fails
+        self._next_page, self._drawn = now + PAGE_SECONDS, True  # also when it fails
         _replace(self.folder / REPORT, running_page(self.document(), list(self._results.values()), PAGE_SECONDS))
         self._next_page = max(self._next_page, now + (time.monotonic() - now) / PAGE_SHARE)
 

@@ -26,28 +26,42 @@ figure { max-width: 36rem; }
 def running_page(progress: Mapping[str, Any], results: Sequence[RunResult], refresh: float) -> str:
     """The page of a sweep that runs: `progress` is the content of progress.json, `results` are the finished runs.
 
-    It asks for itself again every `refresh` seconds, until the report on the law stands in its place.
+    It asks for itself again every `refresh` seconds, until the report on the law stands in its place or, when the
+    driver gave up, what it told.
     """
-    runs, cost = progress["runs"], progress["cost"]
-    left = progress["seconds_left"]
+    runs, cost, failed = progress["runs"], progress["cost"], progress["error"] is not None
     known = f", {runs['reused']} more from the journal" if runs["reused"] else ""
-    ahead = "" if left is None else f"; about {_duration(left)} left"
     head = (f"{runs['done']} of {runs['total']} runs done{known}; "
-            f"{_share(cost)} of {say_flops(cost['total'])} FLOPs{ahead}.")
+            f"{_share(cost)} of {say_flops(cost['total'])} FLOPs{_ahead(progress)}.")
+    told = f'<p class="banner">Failed: {escape(progress["error"])}</p>' if failed else ""
     banner = SYNTHETIC if any(result.synthetic for result in results) else ""
     said = "".join(note(text) for text in progress["messages"])
+    outlook = ("The same command goes on; finished runs are not repeated." if failed else
+               "If this time stands still, the sweep was ended: the same command goes on. "
+               "The law follows when the runs are finished.")  # fmt: skip
     sections = [
-        f'<h1>flops-fit</h1>{banner}<p class="verdict">{escape(head)}</p>'
+        f'<h1>flops-fit</h1>{banner}{told}<p class="verdict">{escape(head)}</p>'
         f'<progress aria-label="share of the FLOPs" max="{cost["total"]:g}" value="{cost["done"]:g}"></progress>'
         + note(f"Begun {_time(progress['begun'])}, as of {_time(progress['updated'])}, by process {progress['pid']} on "
-                f"{progress['host']}. If this time stands still, the sweep was ended: the same command goes on. "
-                "The law follows when the runs are finished."),
-        section("Running", _running(progress["running"])),
+                f"{progress['host']}. {outlook}"),
+        section("Running", "" if failed else _running(progress["running"])),
         section("IsoFLOP groups so far", _scatter(results)),
         section("Finished runs", _finished(results)),
         section("What the sweep said", said),
     ]
-    return document("flops-fit: running", sections, f'<meta http-equiv="refresh" content="{refresh:g}">{STYLE}')
+    again = "" if failed else f'<meta http-equiv="refresh" content="{refresh:g}">'
+    return document(f"flops-fit: {'failed' if failed else progress['phase']}", sections, again + STYLE)
+
+
+def _ahead(progress: Mapping[str, Any]) -> str:
+    """What is still to be done."""
+    if progress["error"] is not None:
+        return ""
+    if progress["phase"] == "fitting":
+        return "; the law is being fitted"
+    checked = "; what the law predicts is being checked" if progress["phase"] == "verifying" else ""
+    left = progress["seconds_left"]
+    return checked + ("" if left is None else f"; about {_duration(left)} left")
 
 
 def _share(cost: Mapping[str, float]) -> str:
@@ -69,7 +83,7 @@ def _running(runs: Sequence[Mapping[str, Any]]) -> str:
              f"{run['share']:.0%}", "" if run["seconds_left"] is None else _duration(run["seconds_left"]),
              short(run["params"]), f"{run['step']} of {run['steps']}", run["role"]) for run in runs]  # fmt: skip
     header = ("budget", "size", "loss", "done", "left", "params", "step", "role")
-    return table(header, rows) + note("Loss: of training.") if rows else note("None at this moment.")
+    return table(header, rows) + note("Loss: of training.") if rows else ""
 
 
 def _finished(results: Sequence[RunResult]) -> str:

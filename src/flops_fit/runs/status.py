@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flops_fit.errors import FlopsFitError
 from flops_fit.records import Record, RunResult
-from flops_fit.runs.beacon import FORMAT, PROGRESS
+from flops_fit.runs.beacon import FORMAT, PROGRESS, Phase
 from flops_fit.runs.journal import LOCK, Journal
 from flops_fit.runs.pace import Running, clock
 
@@ -50,7 +50,9 @@ class Status(Record):
     """How the sweep in `folder` stands."""
 
     folder: str
-    state: State                       # stopped: the driver is gone and runs are missing; failed: none is, yet no law
+    state: State                       # failed: the driver told why it gave up; stopped: it is gone without a word
+    phase: Phase | None                # what the driver does, or did last; None: unknown
+    error: str | None                  # why it gave up, when the state is "failed"
     driver: str | None                 # "pid 1 on host x"; None: nobody is at work
     runs: dict[str, int]               # done, total, reused, of the part that is (or was last) worked off; {}: unknown
     cost: dict[str, float]             # done, total, FLOPs of that part
@@ -79,13 +81,15 @@ def status(folder: str | os.PathLike[str]) -> Status:
     told, trouble = _progress(folder)
     results = list(Journal.read(folder).results.values())
     verdict, more = _verdict(folder)
-    state = _state(folder, driver, told, results, verdict)
+    state = _state(driver, told, verdict)
     ours = driver is not None and driver == f"pid {told.get('pid')} on host {told.get('host')}"
+    tells = ours or driver is None  # else they are the last words of a driver before this one
     counts: dict[str, Counter[str]] = {}
     for result in results:
         counts.setdefault(result.spec.role, Counter())[result.status] += 1
     return Status(
-        folder=str(folder), state=state, driver=driver,
+        folder=str(folder), state=state, phase=told.get("phase") if tells else None,
+        error=told.get("error") if tells else None, driver=driver,
         runs=told.get("runs", {}), cost=told.get("cost", {}), updated=told.get("updated"),
         seconds_left=told["seconds_left"] if ours else None, running=told["running"] if ours else (),
         counts={role: dict(count) for role, count in counts.items()},
@@ -95,22 +99,13 @@ def status(folder: str | os.PathLike[str]) -> Status:
     )  # fmt: skip
 
 
-def _state(
-    folder: Path, driver: str | None, told: Mapping[str, Any], results: Sequence[RunResult], verdict: str | None
-) -> State:
+def _state(driver: str | None, told: Mapping[str, Any], verdict: str | None) -> State:
     if driver:
         return "running"
-    runs = told.get("runs", {"done": 0, "total": 0})
-    if not results or runs["done"] < runs["total"]:
-        return "stopped"
-    return "failed" if verdict is None or _outdated(folder, told.get("updated")) else "finished"
-
-
-def _outdated(folder: Path, updated: str | None) -> bool:
-    """Whether result.json was written before the last runs ended: it then tells of an earlier sweep in this folder."""
-    if updated is None:
-        return False
-    return (folder / RESULT).stat().st_mtime < datetime.fromisoformat(updated).timestamp()
+    if told.get("error") is not None:
+        return "failed"
+    finished = told.get("phase", "finished") == "finished"  # else result.json is of an earlier sweep in this folder
+    return "finished" if finished and verdict is not None else "stopped"
 
 
 def _driver(folder: Path) -> str | None:
@@ -140,6 +135,9 @@ def _progress(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         for name, kinds in (("runs", ("done", "total", "reused")), ("cost", ("done", "total"))):
             told[name] = {kind: told[name][kind] + 0 for kind in kinds}
         datetime.fromisoformat(told["updated"])
+        if told.setdefault("phase", "finished") not in get_args(Phase):
+            raise ValueError(f"phase {told['phase']!r}")
+        told["error"] = None if told.get("error") is None else str(told["error"])
         told["messages"] = tuple(map(str, told["messages"]))
         left = told["seconds_left"]
         told["seconds_left"] = None if left is None else float(left)
@@ -187,12 +185,14 @@ def _failures(results: Iterable[RunResult]) -> tuple[Failure, ...]:
 
 
 def _lines(found: Status) -> Iterable[str]:
-    yield f"{found.folder}: {found.state}" + (f", {found.driver}" if found.driver else "")
+    doing = f" while {found.phase}" if found.phase in ("fitting", "verifying") else ""
+    yield f"{found.folder}: {found.state}{doing}" + (f", {found.driver}" if found.driver else "")
     if found.runs:
-        share = found.cost["done"] / found.cost["total"] if found.cost["total"] else 1.0
-        left = f", {clock(found.seconds_left)} left" if found.driver else ""
-        yield (f"{found.runs['done']}/{found.runs['total']} runs ({found.runs['reused']} reused), "
-               f"{share:.0%} of {found.cost['total']:.3g} FLOPs{left}; told {found.updated}")  # fmt: skip
+        done, total = found.cost["done"], found.cost["total"]
+        share = f", {done / total:.0%} of {total:.3g} FLOPs" if total else ""  # none: all runs are reused
+        left = f", {clock(found.seconds_left)} left" if found.driver and done < total else ""
+        yield (f"{found.runs['done']}/{found.runs['total']} runs ({found.runs['reused']} reused){share}{left}; "
+               f"told {found.updated}")  # fmt: skip
     recorded = "; ".join(
         f"{role} " + ", ".join(f"{count} {status}" for status, count in counts.items())
         for role, counts in found.counts.items()
@@ -207,14 +207,10 @@ def _lines(found: Status) -> Iterable[str]:
     yield from (f"said: {text}" for text in found.messages[-LAST:])
     if found.verdict:
         yield found.verdict if found.state == "finished" else f"before: {found.verdict}"
+    if found.state == "failed":
+        yield f"failed: {found.error}"
     if found.state in ("stopped", "failed"):
-        yield _advice(found)
-
-
-def _advice(found: Status) -> str:
-    if found.state == "stopped":
-        return "nobody is at work: the same command goes on; finished runs are not repeated"
-    return "all runs ended, yet no law came out: the same command tells why; finished runs are not repeated"
+        yield "nobody is at work: the same command goes on; finished runs are not repeated"
 
 
 def _columns(rows: Sequence[Mapping[str, str]]) -> Iterable[str]:

@@ -157,8 +157,10 @@ def _closed(laws: Array, compute: Array, flops_per_token: FlopsPerToken) -> tupl
     y = log_c - (height + slopes * (x - anchor))
     loss = e + a * np.exp(-alpha * x) + b * np.exp(-beta * y)
     best = loss.argmin(axis=2)[:, :, None]
-    x, y, loss = (np.take_along_axis(part, best, axis=2)[:, :, 0] for part in (x, y, loss))
-    return np.exp(x), np.exp(y), loss
+    x = np.take_along_axis(x, best, axis=2)[:, :, 0]
+    n = np.exp(np.clip(x, 0.0, _largest(compute, flops_per_token)))  # at least one parameter, at least one token
+    d = compute / flops_per_token(n)
+    return n, d, e[:, :, 0] + a[:, :, 0] * n ** -alpha[:, :, 0] + b[:, :, 0] * d ** -beta[:, :, 0]
 
 
 def minimise_over_n(cost: Callable[[Array, Array], Array], count: int, compute: Array, flops_per_token: FlopsPerToken,

@@ -8,9 +8,11 @@ it together (train.parallel). Each gets the same answer, so the script needs no 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -21,7 +23,9 @@ from flops_fit.runs.executors import InlineExecutor
 from flops_fit.runs.task import Event, Progress, Task, attempt
 from flops_fit.train.calibrate import Calibrator
 from flops_fit.train.engine import Trainer
-from flops_fit.train.parallel import join
+from flops_fit.train.parallel import PATIENCE, join
+
+FOLLOWING = timedelta(days=365)  # a follower waits while the driver plans and fits; its end is seen at once
 
 Answer = TypeVar("Answer")
 
@@ -56,11 +60,12 @@ def together(trainer: Any, call: Callable[[], Answer]) -> Answer:
     if processes() == 1 or not isinstance(trainer, Trainer):
         return call()
     ranks, _ = join(processes(), trainer.options.torch_device())
+    _words()
     if ranks.rank:
         return _follow(trainer)  # type: ignore[no-any-return]
     try:
         answer = call()
-    except BaseException as error:
+    except Exception as error:  # Ctrl-C and its like come in the middle of a run; the process's end tells the others
         _tell("failed", f"{type(error).__name__}: {error}")
         raise
     _tell("done", answer)
@@ -79,11 +84,17 @@ def _follow(trainer: Trainer) -> Any:
         attempt(Calibrator(mine) if timing else mine, spec, lambda step, loss: None)
 
 
+@functools.cache
+def _words() -> Any:
+    """The group that the driver's words go through. All make it at once; in that of the training none waits so long."""
+    return dist.new_group(backend="gloo", timeout=FOLLOWING if dist.get_rank() else PATIENCE)
+
+
 def _tell(*message: Any) -> None:
-    dist.broadcast_object_list([message], src=0)
+    dist.broadcast_object_list([message], src=0, group=_words())
 
 
 def _hear() -> Any:
     heard: list[Any] = [None]
-    dist.broadcast_object_list(heard, src=0)
+    dist.broadcast_object_list(heard, src=0, group=_words())
     return heard[0]

@@ -116,13 +116,18 @@ class Sweep:
         if self.study.schedule == "auto" and not fresh:
             self._keep_schedule(folder)
         with Journal.open(folder, self.prepared.identity, fresh=fresh) as journal:
-            told, self.watch = self.watch, Beacon(folder, self.watch)
-            try:
-                result = self._find(journal, extend, verify, bootstrap)
-            finally:
-                self.watch = told
-            _save(result, folder)
-            Checkpoints(folder / CHECKPOINTS).tidy()
+            if fresh:  # no state and no answer of the sweep that was put aside may pass for one of this
+                Checkpoints(folder / CHECKPOINTS).clear()
+                for name in ("result.json", "progress.json", "report.html", "sweep.png", "sweep.svg"):
+                    (folder / name).unlink(missing_ok=True)
+            with Beacon(folder, self.watch) as beacon:
+                told, self.watch = self.watch, beacon
+                try:
+                    result = self._find(journal, beacon, extend, verify, bootstrap)
+                finally:
+                    self.watch = told
+                _save(result, folder)
+                Checkpoints(folder / CHECKPOINTS).tidy()
         return result
 
     def _keep_schedule(self, folder: Path) -> None:
@@ -137,7 +142,7 @@ class Sweep:
             if isinstance(self.trainer, Trainer):
                 self.trainer = replace(self.trainer, options=other.options)
 
-    def _find(self, journal: Journal, extend: int, verify: float | None, bootstrap: int) -> Result:
+    def _find(self, journal: Journal, beacon: Beacon, extend: int, verify: float | None, bootstrap: int) -> Result:
         if journal.recovered:
             self.watch.say(journal.recovered)
         if isinstance(self.trainer, Trainer):
@@ -151,14 +156,18 @@ class Sweep:
             if not more:
                 break
             results += self._run(journal, more)
+        beacon.phase("fitting")
         result = self._fit(results, plan, bootstrap)
         result = replace(result, warnings=(*result.warnings, *probed.warnings))
-        return result if verify is None else self._verify(journal, result, rules, verify)
+        if verify is None:
+            return result
+        beacon.phase("verifying")
+        return self._verify(journal, result, rules, verify)
 
     def _run(self, journal: Journal, specs: Sequence[RunSpec]) -> list[RunResult]:
         """The results of `specs`, in their order; those in the journal are not run again (failed ones are)."""
         known = {key: result for key, result in journal.results.items() if result.status != "failed"}
-        todo = [spec for spec in specs if spec.key not in known]
+        todo = list({spec.key: spec for spec in specs if spec.key not in known}.values())
         executor, task, _ = self._executor(specs)
         self.watch.begin(todo, reused=len(specs) - len(todo))
         try:
@@ -222,10 +231,14 @@ class Sweep:
     def _beyond_edges(self, results: Sequence[RunResult], rules: PlanRules) -> list[RunSpec]:
         """One more size for each group whose optimum lies at its edge, when it is feasible; announced."""
         runs, _ = Runs.from_results(results)
+        budgets: dict[int, set[float]] = defaultdict(set)  # of each size, so that a branch finds its trunk
+        for result in results:
+            budgets[result.spec.size].add(result.spec.budget)
+        shared = tuple(budgets) if rules.branch else ()
         wanted: dict[Measurement, list[float]] = defaultdict(list)
         for group in isoflop(runs, self._flops_per_token(results)).edges:
-            have = sorted({r.spec.size for r in results if r.spec.budget == group.budget})
-            size = self.sizes.next_beyond(have, group.edge)
+            have = sorted(size for size, of_size in budgets.items() if group.budget in of_size)
+            size = self.sizes.next_beyond(have, group.edge, shared)
             measured = None if size is None else self.sizes.at(size)
             if measured is None:
                 continue
@@ -239,8 +252,9 @@ class Sweep:
             if not reason:
                 wanted[measured].append(group.budget)
         return [
-            spec for measured, budgets in wanted.items() for spec in rules.runs(measured, sorted(budgets))
-        ]
+            spec for measured, new in wanted.items()
+            for spec in rules.runs(measured, sorted({*budgets[measured.size], *new})) if spec.budget in new
+        ]  # fmt: skip
 
     # --- law and answer ---------------------------------------------------------------------------------------------
 

@@ -68,7 +68,8 @@ def _time_steps(run: TrainingRun) -> tuple[float, float]:
             timed += 1
             if run.device.type == "cuda" and timed % 10 == 0:
                 _wait(run.device)
-            if timed >= MOST_TIMED_STEPS or time.perf_counter() - started > TIMED_SECONDS:
+            enough = timed >= MOST_TIMED_STEPS or time.perf_counter() - started > TIMED_SECONDS
+            if any(run.ranks.gather(enough)):  # all stop after the same step
                 break
     _wait(run.device)
     return last.item(), (time.perf_counter() - started) / max(1, timed)

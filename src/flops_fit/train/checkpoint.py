@@ -1,9 +1,11 @@
 """States of unfinished runs on the disk: a killed run goes on bit-identically, and a branch starts from its trunk.
 
     run-<key>.pt      the newest state of one run
-    trunk-<lane>.pt   the newest state at which a run of that lane began to decay: the next, longer one begins there
+    trunk-<lane>.pt   the furthest state at which a run of that lane began to decay: the next, longer one begins there;
+                      or a mark, without weights, of the step at which the lane diverged: there the longer one ends too
 
-A state that is missing, torn or of another version only costs time: the run begins at an earlier one, or anew.
+A state that is missing, torn, of another version or of another number of ranks only costs time: the run begins at an
+earlier one, or anew.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import torch
 
 from flops_fit.records import RunSpec, content_hash
 
-FORMAT = 1
+FORMAT = 2
 
 State = dict[str, Any]
-"""format, by (key of the run that saved it), step (steps done), and what TrainingRun.state() tells."""
+"""format, by (key of the run that saved it), and what the run tells: place (how many ranks on what: generators are kept
+for each), step (steps done), curve, ..., and either weights, moments and generators or `diverged`, the loss it had."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,20 @@ class Checkpoints:
 
     folder: Path
 
-    def newest(self, spec: RunSpec, trunk_until: int, device: torch.device) -> State | None:
-        """The state with the most steps from which `spec` can go on; one of its trunk only up to step `trunk_until`."""
+    def newest(self, spec: RunSpec, trunk_until: int, device: torch.device, place: str) -> State | None:
+        """The state with the most steps from which `spec` can go on here; of its trunk up to step `trunk_until`."""
         paths = [self._run(spec), *([self._trunk(spec)] if spec.lane else [])]
-        found = [state for path in paths if (state := _load(path, device)) is not None]
+        found = [state for path in paths if (state := _load(path, device, place)) is not None]
         usable = [state for state in found if state["by"] == spec.key or state["step"] <= trunk_until]
         return max(usable, key=lambda state: int(state["step"]), default=None)
 
     def save(self, spec: RunSpec, state: State, *, trunk: bool) -> None:
-        """Replace the newest state of this run, or of its trunk."""
+        """Replace the newest state of this run, or that of its trunk unless that lies further on."""
         path = self._trunk(spec) if trunk else self._run(spec)
+        if trunk:
+            before = _load(path, torch.device("cpu"), state["place"], mmap=True)  # its numbers, not its tensors
+            if before is not None and before["step"] > state["step"]:
+                return  # of a longer run, which was there first
         try:
             _write(path, {"format": FORMAT, "by": spec.key, **state})
         except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
@@ -54,7 +61,14 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """The study is finished. Trunks stay: a budget that is added later goes on from them; 12 bytes a parameter."""
-        for left in (*self.folder.glob("run-*"), *self.folder.glob("*.new")):
+        self._remove("run-*", "*.new")
+
+    def clear(self) -> None:
+        """The study begins anew: no state and no mark of before may be used."""
+        self._remove("run-*", "trunk-*", "*.new")
+
+    def _remove(self, *patterns: str) -> None:
+        for left in (path for pattern in patterns for path in self.folder.glob(pattern)):
             left.unlink(missing_ok=True)
 
     def _run(self, spec: RunSpec) -> Path:
@@ -64,8 +78,8 @@ class Checkpoints:
         return self.folder / f"trunk-{content_hash(spec.lane)}.pt"
 
 
-def random_state() -> dict[str, Any]:
-    """Python's, numpy's and torch's global generators, as plain values and tensors."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Python's, numpy's and torch's global generators, that of `device` too, as plain values and tensors."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert isinstance(keys, np.ndarray)
@@ -73,26 +87,27 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def _load(path: Path, device: torch.device) -> State | None:
+def _load(path: Path, device: torch.device, place: str, *, mmap: bool = False) -> State | None:
     try:
-        state: State = torch.load(path, map_location=device, weights_only=True)
+        state: State = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception:  # torn, foreign or absent: whatever torch says of it, the run can begin without
         return None
-    return state if isinstance(state, dict) and state.get("format") == FORMAT else None
+    usable = isinstance(state, dict) and (state.get("format"), state.get("place")) == (FORMAT, place)
+    return state if usable else None
 
 
 def _write(path: Path, state: State) -> None:

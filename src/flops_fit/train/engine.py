@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from flops_fit.data.batches import EVALUATION_BATCH, Source, seeded
 from flops_fit.records import RunResult, RunSpec
 from flops_fit.scaling.rules import stable_steps
-from flops_fit.train.checkpoint import Checkpoints, random_state, set_random_state
+from flops_fit.train.checkpoint import Checkpoints, State, random_state, set_random_state
 from flops_fit.train.loss import Objective, first_tensor, to_device
 from flops_fit.train.machine import autocast, cpu_threads, environment, free_memory, out_of_memory, peak_memory
 from flops_fit.train.optim import adamw, set_lr
 from flops_fit.train.options import Placement, TrainOptions
-from flops_fit.train.parallel import join, load_states, place, states
+from flops_fit.train.parallel import Trouble, join, load_states, place, states
 
 Progress = Callable[[int, float], None]  # (step, training loss)
 
@@ -74,10 +75,8 @@ class Trainer:
 
     def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
         with seeded(spec.seed), cpu_threads(self.placement.threads):
-            run = TrainingRun(self, spec)
-            if not run.restore():
-                run.begin(progress)
-            reason = run.train(progress)
+            run = self._begun(spec, progress)
+            reason = run.stopped or run.train(progress)
             loss = math.nan if reason else run.evaluate(progress)
             reason = reason or run.verdict(loss)
             where, memory = environment(run.device), peak_memory(run.device)
@@ -91,11 +90,27 @@ class Trainer:
             spent=run.executed * spec.flops / spec.steps,
             peak_memory_bytes=memory,
             curve=thinned(run.curve),
-            environment=where | run.described,
+            environment=where | run.ranks.described(len(run.cuts)),
         )
         del run  # the model goes before the next run begins
         free_memory()
         return result
+
+    def _begun(self, spec: RunSpec, progress: Progress | None) -> TrainingRun:
+        """The run as its newest state left it, or from its seed."""
+        run = TrainingRun(self, spec)
+        state = run.newest()
+        if state is not None:
+            built = random_state(run.device)  # as after every building of this model
+            if run.restore(state):
+                return run
+            del run, state  # half of it may be loaded: away with it
+            free_memory()
+            with seeded(spec.seed):
+                run = TrainingRun(self, spec)
+            set_random_state(built, run.device)
+        run.begin(progress)
+        return run
 
 
 class TrainingRun:
@@ -118,6 +133,9 @@ class TrainingRun:
         self.recent: list[float] = []  # training losses since the last point of the curve
         self.pointed = 0    # the step of that point
         self.untrained = math.nan
+        self.stopped = ""   # why nothing is left to do: the lane is known to diverge on the way
+        self.trouble = Trouble(self.ranks)
+        self.place = f"{self.ranks.count} x {self.device.type}"  # states of another place are of no use here
 
     # --- train ------------------------------------------------------------------------------------------------------
 
@@ -131,19 +149,19 @@ class TrainingRun:
         """The steps that are left. Returns "" or why the run had to stop."""
         spec, every = self.spec, 1 if self.device.type == "cpu" else LOSS_EVERY_CUDA
         saved, saving = time.monotonic(), 0.0
-        for step, loss in self.steps():
+        for _, loss in self.steps():
             if self.step % every == 0 or self.step == spec.steps:
                 value = loss.item()
                 if not math.isfinite(value):
-                    where = f"step {step} of {spec.steps} (learning rate {spec.lr:.3g})"
-                    return f"the training loss became {value} at {where}"
+                    if self.checkpoints is not None and spec.lane and self.step <= self.branching:
+                        self._save(trunk=True, diverged=value)  # a longer run would do these very steps
+                    return self._became(value)
                 self._note(value)
                 if progress is not None:
-                    progress(self.step, value)
-            if self.checkpoints is None:
-                continue
+                    with self.trouble:
+                        progress(self.step, value)
             leaves_trunk = bool(spec.lane) and self.step == self.branching
-            if leaves_trunk or self._due(saved, saving):
+            if self.checkpoints is not None and (leaves_trunk or self._due(saved, saving)):
                 began = time.monotonic()
                 self._save(trunk=leaves_trunk)
                 saved = time.monotonic()
@@ -156,32 +174,25 @@ class TrainingRun:
         pieces = self.trainer.source.pieces(spec.batch_size, spec.seed, self.cuts, start=self.step)
         for step in range(self.step, spec.steps):
             set_lr(self.optimizer, spec.lr * options.lr_factor(spec, step))
-            loss = self._gradients(next(pieces))
+            loss = self._gradients(pieces)
             nn.utils.clip_grad_norm_(self.parameters, options.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step, self.executed = step + 1, self.executed + 1
             yield step, loss
 
-    def _gradients(self, pieces: list[Any]) -> Tensor:
-        """Gradients of the mean loss over the whole batch, from this rank's pieces and those of the others."""
-        total, trouble = torch.zeros((), device=self.device), None
+    def _gradients(self, batches: Iterator[list[Any]]) -> Tensor:
+        """Gradients of the mean loss over the next batch, from this rank's pieces of it and those of the others."""
+        total = torch.zeros((), device=self.device)
         scale = self.ranks.count if self.ranks.sharded else 1  # FSDP2 averages over the ranks; ours are shares of a sum
-        try:
-            for cut, piece in zip(self.cuts, pieces, strict=True):
+        with self.trouble:
+            for cut, piece in zip(self.cuts, next(batches), strict=True):
                 share = (cut.stop - cut.start) / self.spec.batch_size
                 with autocast(self.device):
                     loss = self.trainer.objective(self.model, to_device(piece, self.device))
                 (loss if share == 1 else loss * (share * scale)).backward()
                 total = total + loss.detach() * share if share != 1 else loss.detach()
-        except Exception as error:
-            if self.ranks.count == 1 or not out_of_memory(error):
-                raise
-            trouble = error  # the other ranks must hear of it: they wait
-        total, failed = self.ranks.add_up(self.parameters, total, trouble is not None)
-        if failed:
-            raise trouble or torch.OutOfMemoryError("another rank ran out of memory")
-        return total
+        return self.ranks.add_up(self.parameters, total, self.trouble.met)
 
     # --- evaluate ---------------------------------------------------------------------------------------------------
 
@@ -192,17 +203,18 @@ class TrainingRun:
         self.ranks.average_buffers(self.model)
         total, count = 0.0, 0.0
         at_once = min(EVALUATION_BATCH, self.placement.micro_batch or EVALUATION_BATCH)
-        for number, batch in enumerate(self.trainer.source.held_out(at_once)):
-            if not self.ranks.mine(number):
-                continue
-            samples = first_tensor(batch).shape[0]
-            with seeded(number), autocast(self.device):
-                total += self.trainer.objective(self.model, to_device(batch, self.device)).item() * samples
-            count += samples
-            if progress is not None and self.curve:
-                progress(self.step, self.curve[-1][1])  # a sign of life: an evaluation can take longer than many steps
+        with self.trouble:
+            for number, batch in enumerate(self.trainer.source.held_out(at_once)):
+                if not self.ranks.mine(number):
+                    continue
+                samples = first_tensor(batch).shape[0]
+                with seeded(number), autocast(self.device):
+                    total += self.trainer.objective(self.model, to_device(batch, self.device)).item() * samples
+                count += samples
+                if progress is not None and self.curve:
+                    progress(self.step, self.curve[-1][1])  # a sign of life: this can take longer than many steps
         self.model.train()
-        total, count = self.ranks.sum((total, count), self.device)
+        total, count = self.ranks.sum((total, count), self.device, self.trouble.met)
         return total / count
 
     def verdict(self, loss: float) -> str:
@@ -215,27 +227,45 @@ class TrainingRun:
 
     # --- state ------------------------------------------------------------------------------------------------------
 
-    def restore(self) -> bool:
-        """Go on from the newest state on the disk; False when there is none."""
-        state = None if self.checkpoints is None else self.checkpoints.newest(self.spec, self.branching, self.device)
-        if state is None:
-            return False
-        load_states(self.model, self.optimizer, state, self.ranks)
+    def newest(self) -> State | None:
+        """The newest state on the disk, if all ranks see the same one."""
+        if self.checkpoints is None:
+            return None
+        state = self.checkpoints.newest(self.spec, self.branching, self.device, self.place)
+        first, *others = self.ranks.gather(None if state is None else (state["by"], state["step"]))
+        return state if all(other == first for other in others) else None
+
+    def restore(self, state: State) -> bool:
+        """Go on from `state`. False when it does not fit in one of the ranks: half-loaded, this run is of no use."""
+        fits = True
+        try:
+            self._take(state)
+        except Exception as error:  # torch has many words for what does not fit
+            warnings.warn(f"a state does not fit ({error}); the run begins anew", UserWarning, stacklevel=2)
+            fits = False
+        return all(self.ranks.gather(fits))
+
+    def _take(self, state: State) -> None:
         self.step, self.untrained = state["step"], state["untrained"]
         self.executed = state["executed"] if state["by"] == self.spec.key else 0
         self.curve, self.recent = [(int(d), float(v)) for d, v in state["curve"]], list(state["recent"])
         self.pointed = state["pointed"]
-        set_random_state(state["random"][self.ranks.rank])
-        return True
+        if "diverged" in state:
+            self.stopped = self._became(state["diverged"])
+            return
+        load_states(self.model, self.optimizer, state, self.ranks)
+        set_random_state(state["random"][self.ranks.rank], self.device)
 
-    def _save(self, *, trunk: bool) -> None:
+    def _save(self, *, trunk: bool, diverged: float | None = None) -> None:
         assert self.checkpoints is not None
-        held = states(self.model, self.optimizer, self.ranks)  # every rank takes part, the first one writes
-        own = self.ranks.gather(random_state())
+        held: State = {"diverged": diverged}
+        if diverged is None:  # every rank takes part, the first one writes
+            own = self.ranks.gather(random_state(self.device))
+            held = {**states(self.model, self.optimizer, self.ranks), "random": own}
         if self.ranks.rank == 0:
             self.checkpoints.save(self.spec, {
-                **held, "step": self.step, "executed": self.executed, "untrained": self.untrained,
-                "curve": self.curve, "recent": self.recent, "pointed": self.pointed, "random": own,
+                **held, "place": self.place, "step": self.step, "executed": self.executed, "untrained": self.untrained,
+                "curve": self.curve, "recent": self.recent, "pointed": self.pointed,
             }, trunk=trunk)  # fmt: skip
 
     def _due(self, saved: float, saving: float) -> bool:
@@ -255,13 +285,9 @@ class TrainingRun:
             self.recent.clear()
             self.pointed = self.step
 
-    @property
-    def described(self) -> dict[str, str]:
-        """What this machine did differently: for the record."""
-        found = {"ranks": str(self.ranks.count)} if self.ranks.count > 1 else {}
-        if self.ranks.sharded:
-            found["sharded"] = "FSDP2"
-        return found | ({"micro batches": str(len(self.cuts))} if len(self.cuts) > 1 else {})
+    def _became(self, loss: float) -> str:
+        spec = self.spec
+        return f"the training loss became {loss} at step {self.step - 1} of {spec.steps} (learning rate {spec.lr:.3g})"
 
 
 def thinned(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
