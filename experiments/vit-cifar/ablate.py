@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flops_fit.data.batches import prepare
-from flops_fit.data.images import Images, ImageSets, image_sets
+from flops_fit.data.images import Augment, Images, ImageSets, image_sets
 from flops_fit.models.vit import VisionTransformer
 from flops_fit.recipes.vit_cifar import BATCH, cross_entropy
 from flops_fit.records import RunSpec
@@ -98,7 +98,7 @@ class Row:
     batch: int = BATCH
     model: type[VisionTransformer] = VisionTransformer
     model_kwargs: dict[str, int] = field(default_factory=dict)
-    augment: bool = True
+    augment: Augment = "moved"
     images: int | None = None  # to train on; None: all
 
     @property
@@ -114,7 +114,8 @@ def rows() -> Iterator[Row]:
     yield replace(small, variant="neighbours mixed in", model=Neighbours)
     yield replace(small, variant="overlapping patches", model=WiderPatches)
     yield replace(small, variant="patches of 8", size=36, model_kwargs={"patch": 8})
-    yield replace(small, variant="not augmented", augment=False)
+    yield replace(small, variant="not augmented", augment="none")
+    yield replace(small, variant="mirrored only", augment="mirrored")
     for lr in (3e-3, 9e-3, 1.5e-2):
         yield replace(small, variant=f"lr {lr:g}", lr=lr)
     middle = Row(variant="batch 32", size=32, compute=3e11, lr=4e-3)
@@ -126,9 +127,9 @@ def rows() -> Iterator[Row]:
     yield replace(middle, variant="depth 2 and narrower", size=24, model_kwargs={"depth": 2})
     long = Row(variant="new images", size=16, compute=8e10, lr=8e-3)
     yield long
-    yield replace(long, variant="new images, not augmented", augment=False)
+    yield replace(long, variant="new images, not augmented", augment="none")
     yield replace(long, variant="9 times 4,000 images", images=FEW)
-    yield replace(long, variant="9 times 4,000 images, not augmented", images=FEW, augment=False)
+    yield replace(long, variant="9 times 4,000 images, not augmented", images=FEW, augment="none")
 
 
 def trainer_and_spec(row: Row, sets: ImageSets) -> tuple[Trainer, RunSpec]:

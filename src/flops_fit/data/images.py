@@ -9,7 +9,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from flops_fit.data.pictures import TESTING, TRAINING, Pictures, drawn_shapes, read
 from flops_fit.errors import InputError
+
+Augment = Literal["none", "mirrored", "moved"]
+"""What is done to a training image, anew at each fetch: half of them are mirrored; moved by up to SHIFT pixels too."""
 
 SHIFT = 4       # pixels that a training image is moved by at most, each way
 HELD_OUT = 0.1  # share of the images held out when the data come without a split
@@ -29,11 +32,13 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         pixels: (N, C, H, W) uint8.
         labels: (N,) int64.
         mean, std: (C,) float, of pixels in 0..1; subtracted, divided by.
-        augment: move each image by up to 4 pixels, the rim mirrored, and mirror half of them, anew at each fetch from
-            torch's global generator (He et al. 2016, arXiv 1512.03385, section 4.2, with the rim mirrored, not zero).
+        augment: "mirrored": half of the images; "moved": each by up to 4 pixels too, the rim mirrored. Anew at each
+            fetch from torch's global generator (He et al. 2016, arXiv 1512.03385, section 4.2: there the rim is zero).
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: bool = False) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: Augment = "none") -> None:
+        if augment not in get_args(Augment):
+            raise InputError(f"augment: got {augment!r}; allowed are {', '.join(map(repr, get_args(Augment)))}")
         self.pixels, self.labels, self.mean, self.std, self.augment = pixels, labels, mean, std, augment
         digest = hashlib.sha256(f"{tuple(pixels.shape)} {augment}".encode())
         for tensor in (pixels, labels, mean, std):
@@ -52,14 +57,15 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """The samples at `indices`, collated: images (B, C, H, W) float and labels (B,) int64."""
         chosen = torch.tensor(indices)
-        pixels = self._moved(chosen) if self.augment else self.pixels[chosen]
+        pixels = self.pixels[chosen] if self.augment == "none" else self._changed(chosen)
         return torch.addcmul(self._offset, pixels, self._scale), self.labels[chosen]
 
-    def _moved(self, chosen: Tensor) -> Tensor:
+    def _changed(self, chosen: Tensor) -> Tensor:
         """(B, C, H, W) uint8: each image moved by its own offset and mirrored or not, in one gather."""
         count, (channels, height, width) = len(chosen), self.pixels.shape[1:]
+        shift = SHIFT if self.augment == "moved" else 0
         rows, columns = (
-            mirrored(torch.arange(side) + torch.randint(-SHIFT, SHIFT + 1, (count, 1)), side)
+            mirrored(torch.arange(side) + torch.randint(-shift, shift + 1, (count, 1)), side)
             for side in (height, width)
         )  # (B, H), (B, W)
         columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
@@ -87,16 +93,17 @@ class ImageSets:
 
 
 def image_sets(
-    path: str | os.PathLike[str] | None = None, size: int = 32, augment: bool = False
+    path: str | os.PathLike[str] | None = None, size: int = 32, augment: Augment = "none"
 ) -> ImageSets:
     """Training and held-out images of `size` x `size` pixels in three channels; `path` None: shapes drawn by code.
 
-    With `augment`, training images are moved and mirrored anew each time; held-out ones never are.
+    Training images are changed as `augment` says, anew each time; held-out ones never are.
     Images of another size are cropped to their central square and resized. Those that cannot be decoded are left out
     and counted. Without a split in the data, a tenth is held out by hash of the pixels, so equal images stay together.
 
     Raises:
-        InputError: `path` is nothing of the kind that can be read, or more than 1% of its images cannot be decoded.
+        InputError: `path` is nothing of the kind that can be read, more than 1% of its images cannot be decoded, or
+            `augment` is unknown.
         MissingExtra: Pillow or pyarrow is needed for it and not installed.
     """
     pictures = drawn_shapes(size) if path is None else read(Path(path), size)
@@ -110,7 +117,8 @@ def image_sets(
         )
     mean, std = _statistics(pictures.pixels[train])
     left_out = f"; {pictures.corrupt} that cannot be decoded are left out" if pictures.corrupt else ""
-    changed = f", moved by up to {SHIFT} pixels and mirrored" if augment else ""
+    moved = f", moved by up to {SHIFT} pixels and mirrored"
+    changed = {"none": "", "mirrored": ", half of them mirrored", "moved": moved}[augment]
     return ImageSets(
         training=Images(pictures.pixels[train], labels[train], mean, std, augment),
         held_out=Images(pictures.pixels[held], labels[held], mean, std),

@@ -30,7 +30,7 @@ def study(data: str | None = None) -> Study:
 
     They are not augmented: models this small underfit, so it costs loss, even where images are repeated (the same).
     """
-    images = image_sets(data, SIZE)
+    images = image_sets(data, SIZE, augment="mirrored")
     return Study(
         model_cls=VisionTransformer,
         model_size_param="d_model",
@@ -38,7 +38,7 @@ def study(data: str | None = None) -> Study:
         dataset=images.training,
         held_out=images.held_out,
         loss_fn=cross_entropy,
-        compute_budgets=(4e11, 6.6e11, 1.1e12, 1.8e12, 3e12),
+        compute_budgets=(1.2e11, 1.9e11, 3.1e11, 5e11, 8e11),
         size_multiple=4,
         sizes_per_budget=6,
         tokens_per_param=15.0,

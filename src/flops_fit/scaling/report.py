@@ -29,7 +29,8 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { background: var(--soft); font-weight: 600; }
 td.text, th.text { text-align: left; }
-td.text { white-space: normal; min-width: 11rem; }
+td.text { white-space: normal; min-width: 7rem; }
+td.text:nth-child(n+3):last-child { min-width: 22rem; }  /* a note behind numbers: not a tower of words on a phone */
 .out td { opacity: .65; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: .8rem; }
 figure { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: .3rem; padding: .3rem; }
