@@ -63,9 +63,12 @@ def test_its_loss_is_nats_an_image() -> None:
     assert cross_entropy(logits, torch.tensor([2, 1])).item() == pytest.approx(by_hand, rel=FLOAT)
 
 
-def test_its_images_stay_as_they_are(study: Study) -> None:
-    for images in (study.dataset, study.held_out):
-        assert torch.equal(images.batch([3])[0], images.batch([3])[0])
+def test_its_images_are_mirrored_or_as_they_are(study: Study) -> None:
+    image = study.held_out.batch([3])[0]
+    assert torch.equal(study.held_out.batch([3])[0], image)
+    image = study.dataset.batch([3])[0]
+    kinds = {image.numpy().tobytes(), image.flip(3).numpy().tobytes()}
+    assert {one.numpy().tobytes() for one in study.dataset.batch([3] * 40)[0]} == kinds  # 40 coins: both sides come
     assert "shapes drawn by code" in study.describe_data
 
 

@@ -28,7 +28,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def study(data: str | None = None) -> Study:
     """The study on the images at `data` (see `flops_fit.data.images.image_sets`), None: on shapes drawn by code.
 
-    They are not augmented: models this small underfit, so it costs loss, even where images are repeated (the same).
+    Half of them are mirrored, so that a long run sees them less often; to move them too costs these models loss (the
+    same).
     """
     images = image_sets(data, SIZE, augment="mirrored")
     return Study(
