@@ -244,6 +244,23 @@ def test_failing_runs_are_recorded_left_out_and_tried_again(tmp_path: Path) -> N
     assert len(first.finished) == len(result.experiments)
 
 
+@pytest.mark.parametrize("count", [4000, 10**6])
+def test_a_verification_that_missed_says_when_it_repeated_its_data_most(count: int, tmp_path: Path) -> None:
+    """Some 60 passes over 4,000 samples, more than any run of the sweep makes, and not one over a million."""
+    exact = SyntheticTrainer(LAW)
+
+    def overfits(spec: RunSpec, progress: Any) -> RunResult:
+        done = exact(spec, progress)
+        return replace(done, loss=1.3 * done.loss) if spec.role == "verify" else done
+
+    sweep, _ = sweep_with(overfits, dataset=samples(count), max_epochs=1e9)
+    result = sweep.find(tmp_path, **FIND | {"verify": 4.0})
+    [warning] = [warning for warning in result.warnings if "missed its 95% interval" in warning]
+    passes = result.verify.tokens / sweep.prepared.source.samples
+    assert (f"it passed {passes:.1f} times over the data" in warning) == (passes > 4) == (count == 4000)
+    assert "times over the data" in result.checklist["D"]
+
+
 def test_a_diverged_run_is_a_finding_and_is_not_tried_again(tmp_path: Path) -> None:
     exact = SyntheticTrainer(LAW)
 

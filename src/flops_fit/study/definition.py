@@ -91,14 +91,18 @@ class Prepared:
             "trainer": repr(study.trainer) if study.trainer else "engine",
         }
 
-    def conventions(self, rules: PlanRules, counted: Iterable[str], lr_note: str) -> dict[str, str]:
-        """How the numbers came about, for the checklist that every result prints; `counted`: how FLOPs were."""
-        options = self.options
+    def conventions(self, rules: PlanRules, longest: int, counted: Iterable[str], lr_note: str) -> dict[str, str]:
+        """How the numbers came about, for the checklist that every result prints.
+
+        `longest` is the largest D of the sweep, `counted` how FLOPs were.
+        """
+        options, passes = self.options, longest / rules.unique_tokens
         data = self.study.describe_data or type(self.study.dataset).__name__
         return {
             "params N": "every trainable parameter, embeddings included, by num_params()",
             "FLOPs": f"forward and backward, a multiply-add is 2, {' / '.join(sorted(set(counted)))}; C = f(N) D",
-            "D": f"{self.unit} trained on, after rounding to whole steps",
+            "D": f"{self.unit} trained on, after rounding to whole steps"
+            + (f"; the longest run passes {passes:.2g} times over the data" if passes else ""),
             "loss": f"mean {_name(self.objective.function)} on held-out samples, the same for all runs",
             "data set": f"{data}; hash {self.source.fingerprint}",
             "held out": self.source.held_out_from,

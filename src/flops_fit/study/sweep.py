@@ -35,6 +35,7 @@ from flops_fit.train.options import Placement
 LADDER_STEPS = 7       # sizes are measured up to 4^7 x the largest N of the sweep
 SMALL_SWEEP = 5e10     # FLOPs: about the seconds that starting workers takes
 WORTH_BRANCHING = 0.8  # of the FLOPs of separate runs: above it, one lr and batch for all D of a size are not worth it
+FRESH = 4.0            # passes over the data up to which repeats cost little (Muennighoff et al. 2023, 2305.16264)
 WORTH_THREADS = 1e6    # params: the products of a smaller model are too small to be shared by threads
 CHECKPOINTS = "checkpoints"  # folder of the states of unfinished runs, beside the journal
 
@@ -72,7 +73,9 @@ class Sweep:
         return SweepPlan(
             experiments=specs, skipped=skipped, measured=self.sizes.measured,
             synthetic=self.study.trainer is not None, unit=self.prepared.unit,
-            conventions=self.prepared.conventions(rules, (m.how for m in self.sizes.measured), lr_note),
+            conventions=self.prepared.conventions(
+                rules, max(spec.tokens for spec in specs), (m.how for m in self.sizes.measured), lr_note
+            ),
         )  # fmt: skip
 
     def _branching_saves(self) -> bool:
@@ -301,6 +304,9 @@ class Sweep:
         if run.loss is None:
             return replace(result, warnings=(*result.warnings, f"the verification {run.status}: {run.reason}"))
         missed = f"the verification at {spec.flops:.3g} FLOPs missed its 95% interval: do not extrapolate that far"
+        passes = spec.tokens / rules.unique_tokens
+        if passes > FRESH:
+            missed += f"; it passed {passes:.1f} times over the data, and a larger model learns more by heart"
         return replace(
             result,
             warnings=result.warnings if low <= run.loss <= high else (*result.warnings, missed),
