@@ -211,12 +211,13 @@ def plan_sweep(
     """Every feasible pair of budget and size as a RunSpec, and what was left out with its reason."""
     specs: list[RunSpec] = []
     skipped: list[Skipped] = []
-    first: dict[str, float] = {}
     for measured, wanted in _pairs(budgets, sizes, rules):
+        first: dict[tuple[int, int], float] = {}
         for spec in rules.runs(measured, wanted):
             reason = rules.infeasible(spec)
-            if not reason and first.setdefault(spec.key, spec.budget) != spec.budget:
-                reason = f"in whole steps the same run as at {first[spec.key]:.2g} FLOPs"
+            before = spec.budget if reason else first.setdefault((spec.steps, spec.batch_size), spec.budget)
+            if before != spec.budget:
+                reason = f"in whole steps the same run as at {before:.2g} FLOPs"
             if reason:
                 skipped.append(Skipped(budget=spec.budget, size=spec.size, reason=reason))
             else:
