@@ -66,16 +66,22 @@ class PlanRules:
     def unique_tokens(self) -> float:
         return math.inf if self.samples is None else float(self.samples * self.tokens_per_sample)
 
-    def spec(self, measured: Measurement, budget: float, role: Role = "sweep", batch: int | None = None) -> RunSpec:
-        """The run of one size at one budget: D = C / f(N), in whole steps of full batches (None: the rule's)."""
+    def spec(
+        self, measured: Measurement, budget: float, role: Role = "sweep", *, batch: int | None = None,
+        lr: float | None = None, warmup_steps: int | None = None, shared: int = 0,
+    ) -> RunSpec:  # fmt: skip
+        """The run of one size at one budget: D = C / f(N), in whole steps of full batches.
+
+        Batch and learning rate are by rule unless given, as they are for a branch whose trunk has `shared` steps.
+        """
         tokens = budget / measured.flops_per_token
         batch = batch or self.batch(tokens, self.tokens_per_sample)
         steps = max(1, round(tokens / (batch * self.tokens_per_sample)))
         spent = steps * batch * self.tokens_per_sample
         return RunSpec(
             study=self.study, size=measured.size, params=measured.params, flops_per_token=measured.flops_per_token,
-            steps=steps, batch_size=batch, tokens=spent, lr=self.lr(measured.params, spent), seed=self.seed,
-            budget=budget, role=role,
+            steps=steps, batch_size=batch, tokens=spent, lr=lr or self.lr(measured.params, spent), seed=self.seed,
+            budget=budget, role=role, warmup_steps=warmup_steps, shared_steps=min(shared, steps - 1),
         )  # fmt: skip
 
     def runs(self, measured: Measurement, budgets: Sequence[float], role: Role = "sweep") -> list[RunSpec]:
@@ -90,12 +96,11 @@ class PlanRules:
             return [self.spec(measured, budget, role) for budget in budgets]
         reference = self.tokens_per_param * measured.params / self.span
         batch, lr = self.batch(reference, self.tokens_per_sample), self.lr(measured.params, reference)
-        warmup = round(self.warmup * reference / self.span / (batch * self.tokens_per_sample))
+        warmup = max(1, round(self.warmup * reference / self.span / (batch * self.tokens_per_sample)))
         shared, branches = 0, []
         for budget in budgets:
-            run = self.spec(measured, budget, role, batch)
-            shared = min(shared, run.steps - 1)
-            branches.append(dataclasses.replace(run, lr=lr, warmup_steps=max(1, warmup), shared_steps=shared))
+            run = self.spec(measured, budget, role, batch=batch, lr=lr, warmup_steps=warmup, shared=shared)
+            branches.append(run)
             if not self.infeasible(run):
                 shared = stable_steps(run.steps, self.decay)
         return branches
