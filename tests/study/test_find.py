@@ -58,6 +58,19 @@ def test_verification_is_one_more_run_that_was_predicted_before(tmp_path: Path) 
     assert content(tmp_path / "with")["verify"]["measured_loss"] == run.loss
 
 
+def test_a_verification_takes_a_larger_size_when_the_predicted_one_repeats_the_data_too_often(tmp_path: Path) -> None:
+    """D = C / f(N) falls with N. A fifth fewer passes are allowed than the predicted size would make."""
+    one = study(dataset=samples(4000), max_epochs=1e9)
+    unique = Sweep(one, executor="inline", workers=1, watch=Listener()).prepared.source.samples
+    free, _ = find(one, tmp_path / "free", verify=2.0)
+    most = free.verify.tokens / unique / 1.2
+    result, listener = find(replace(one, max_epochs=most), tmp_path / "bound", verify=2.0)
+    assert result.verify.tokens <= most * unique
+    assert result.verify.size > free.verify.size
+    assert result.verify.compute == pytest.approx(free.verify.compute, rel=ONE_STEP)
+    assert any("the predicted one would repeat the data more" in line for line in listener.lines)
+
+
 def test_a_verification_that_is_not_feasible_is_told(tmp_path: Path) -> None:
     one = study(dataset=samples(4000), max_epochs=100.0)  # 3e9 FLOPs take some 125,000 samples, 30 epochs
     result, _ = find(one, tmp_path, verify=1000.0)

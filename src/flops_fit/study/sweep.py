@@ -19,7 +19,7 @@ from flops_fit.scaling.compute import FlopsPerToken
 from flops_fit.scaling.fit import DRAWS, MIN_DRAWS, fit
 from flops_fit.scaling.isoflop import isoflop
 from flops_fit.scaling.plan import PlanRules, SweepPlan, plan_sweep
-from flops_fit.scaling.result import Result, Verify
+from flops_fit.scaling.result import Result
 from flops_fit.scaling.rules import BatchRule, LrRule
 from flops_fit.scaling.sizes import Sizes
 from flops_fit.scaling.table import Runs
@@ -27,6 +27,7 @@ from flops_fit.study.cost import with_cost
 from flops_fit.study.definition import Study, prepare_study
 from flops_fit.study.launched import LaunchedExecutor, processes, together
 from flops_fit.study.probe import NOTE, Probed, Prober
+from flops_fit.study.verify import prediction, run_to_verify, with_verification
 from flops_fit.train.checkpoint import Checkpoints
 from flops_fit.train.engine import Trainer
 from flops_fit.train.measure import REAL_FIRST
@@ -35,7 +36,6 @@ from flops_fit.train.options import Placement
 LADDER_STEPS = 7       # sizes are measured up to 4^7 x the largest N of the sweep
 SMALL_SWEEP = 5e10     # FLOPs: about the seconds that starting workers takes
 WORTH_BRANCHING = 0.8  # of the FLOPs of separate runs: above it, one lr and batch for all D of a size are not worth it
-FRESH = 4.0            # passes over the data up to which repeats cost little (Muennighoff et al. 2023, 2305.16264)
 WORTH_THREADS = 1e6    # params: the products of a smaller model are too small to be shared by threads
 CHECKPOINTS = "checkpoints"  # folder of the states of unfinished runs, beside the journal
 
@@ -286,36 +286,18 @@ class Sweep:
     def _verify(self, journal: Journal, result: Result, rules: PlanRules, factor: float) -> Result:
         """Train the predicted size at `factor` times the largest budget and put the measured loss beside it."""
         compute = factor * self.prepared.budgets[-1]
-        size = self.sizes.near(result.predict(compute).params)
-        measured = None if size is None else self.sizes.at(size)
-        assert measured is not None  # the sweep ran, so sizes can be built
-        trunk = {run.spec.budget for run in result.experiments if run.spec.size == size and run.spec.budget < compute}
-        spec = rules.runs(measured, [*sorted(trunk), compute], "verify")[-1]  # goes on from the trunk when there is one
+        spec = run_to_verify(result, self.sizes, rules, compute)
         reason = rules.infeasible(spec)
         if reason:
             return replace(result, warnings=(*result.warnings, f"not verified at {compute:.3g} FLOPs: {reason}"))
-        predicted = float(result.loss(spec.params, spec.tokens))
-        low, high = (float(end) for end in result.loss_interval(spec.params, spec.tokens))
+        predicted, (low, high) = prediction(result, spec)
+        other = spec.size != self.sizes.near(result.predict(compute).params)
         self.watch.say(
-            f"verifying: size {spec.size} at {factor:g} x the largest budget, "
-            f"predicted loss {predicted:.4f} (95% {low:.4f} to {high:.4f})"
+            f"verifying: size {spec.size}{' (the predicted one would repeat the data more)' if other else ''} at "
+            f"{factor:g} x the largest budget, predicted loss {predicted:.4f} (95% {low:.4f} to {high:.4f})"
         )
         (run,) = self._run(journal, [spec])
-        if run.loss is None:
-            return replace(result, warnings=(*result.warnings, f"the verification {run.status}: {run.reason}"))
-        missed = f"the verification at {spec.flops:.3g} FLOPs missed its 95% interval: do not extrapolate that far"
-        passes = spec.tokens / rules.unique_tokens
-        if passes > FRESH:
-            missed += f"; it passed {passes:.1f} times over the data, and a larger model learns more by heart"
-        return replace(
-            result,
-            warnings=result.warnings if low <= run.loss <= high else (*result.warnings, missed),
-            verify=Verify(
-                compute=spec.flops, size=spec.size, params=spec.params, tokens=spec.tokens, predicted_loss=predicted,
-                interval=(low, high), measured_loss=run.loss,
-                relative_error=predicted / run.loss - 1,
-            ),
-        )  # fmt: skip
+        return with_verification(result, run, spec.tokens / rules.unique_tokens)
 
 
 def _save(result: Result, folder: Path) -> None:
