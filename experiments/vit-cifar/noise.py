@@ -44,8 +44,9 @@ def main() -> None:
         writer.writerow(["size", "images", "lr_coefficient", "loss_mean", "loss_deviation", "loss_by_seed"])
         for (size, images, coefficient), found in sorted(losses.items()):
             values = [found[seed] for seed in SEEDS]
-            writer.writerow([size, images, coefficient, f"{statistics.mean(values):.4f}",
-                             f"{statistics.stdev(values):.4f}", " ".join(f"{loss:.4f}" for loss in values)])  # fmt: skip
+            mean, deviation = statistics.mean(values), statistics.stdev(values)
+            each = " ".join(f"{loss:.4f}" for loss in values)
+            writer.writerow([size, images, coefficient, f"{mean:.4f}", f"{deviation:.4f}", each])
 
 
 if __name__ == "__main__":
