@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -125,15 +126,19 @@ def test_a_folder_of_another_study_is_refused_and_left_alone(
 
 def test_a_budget_added_later_goes_on_from_the_trunks(tmp_path: Path) -> None:
     """Real training: the finished study left its trunks, so only the new steps are done, and the loss is the same."""
-    given = {"trainer": None, "schedule": "wsd-branch", "sizes": (8, 12, 16), "tokens_per_param": 60, "lr": 0.01,
-             "batch_size": 16}  # fmt: skip
-    budgets = (2e6, 6e6, 18e6, 30e6)  # far apart: the law of so small a network is mostly noise
-    find(study(compute_budgets=budgets[:3], **given), tmp_path / "later", extend=0)
+    given = {"trainer": None, "schedule": "wsd-branch", "sizes": (8, 12, 16), "tokens_per_param": 60, "lr": 0.01}
+    budgets = (4e6, 6e6, 9e6, 13e6)
+
+    def trained(name: str, count: int) -> dict[str, RunResult]:
+        with contextlib.suppress(FitError):  # so small a network learns too unevenly for a law; the runs are recorded
+            find(study(compute_budgets=budgets[:count], **given), tmp_path / name, extend=0)
+        return dict(Journal.read(tmp_path / name).results)
+
+    assert len(trained("later", 3)) == 9
     assert {path.name.split("-")[0] for path in (tmp_path / "later" / "checkpoints").iterdir()} == {"trunk"}
-    later, _ = find(study(compute_budgets=budgets, **given), tmp_path / "later", extend=0)
-    once, _ = find(study(compute_budgets=budgets, **given), tmp_path / "once", extend=0)
-    assert [run.loss for run in later.experiments] == [run.loss for run in once.experiments]
-    for run in later.experiments:
+    later, once = trained("later", 4), trained("once", 4)
+    assert {key: run.loss for key, run in later.items()} == {key: run.loss for key, run in once.items()}
+    for run in later.values():
         assert run.spent == pytest.approx(run.spec.cost)
 
 
