@@ -29,13 +29,13 @@ def main() -> None:
     folder = asked.output + "-quick" * asked.quick  # another study
 
     side = 16 if asked.quick else 32  # pixels
-    images = image_sets(asked.data, size=side)
+    images = image_sets(asked.data, size=side, augment="mirrored")
     result = flops_fit.find_optimal(
         VisionTransformer, "d_model", {"image_size": side, "classes": images.classes},
         dataset=images.training, held_out=images.held_out, loss_fn=F.cross_entropy,
-        compute_budgets=[5e8, 1e9, 2e9] if asked.quick else [4e11, 6.6e11, 1.1e12, 1.8e12, 3e12],
+        compute_budgets=[5e8, 1e9, 2e9] if asked.quick else [3e11, 4.8e11, 7.5e11, 1.2e12, 1.9e12, 3e12],
         size_multiple=4, sizes_per_budget=4 if asked.quick else 6, tokens_per_param=4 if asked.quick else 15, span=2.3,
-        max_epochs=24,  # more than usual: models of this size hardly learn images by heart
+        max_epochs=32,  # more than usual: half of the images are mirrored, anew each time
         lr=LrRule(0.65, n_exponent=-0.5, d_exponent=0), batch_size=32,
         bootstrap=100 if asked.quick else 4000, extend=0 if asked.quick else 2,
         train=not asked.plan, output_dir=folder,

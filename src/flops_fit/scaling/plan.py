@@ -23,7 +23,7 @@ from flops_fit.scaling.sizes import Sizes, sizes_for
 FEWEST_BUDGETS = 3       # two give a slope and no residual: nothing would tell whether a law holds
 FEWEST_STEPS = 20        # a shorter run is mostly warmup; its loss says nothing of the law
 FEWEST_TOKENS_PER_PARAM = 0.1
-MOST_WARMUP = 0.2        # of a branch: as far as it was seen to cost nothing (experiments/gpt-python/warmup.csv)
+MOST_WARMUP = 0.2        # of a branch; up to here no length is best at all sizes (experiments/gpt-python/LOG.md)
 SCHEDULES = ("auto", "wsd", "wsd-branch")
 
 
@@ -90,7 +90,7 @@ class PlanRules:
         Batch, learning rate and warmup of a trunk follow from its N alone: so the loss stays a function of N and D,
         and a budget that is added later reuses the trunk. Batch and rate are those of a D below the middle of its runs,
         since a batch that is too large for a short run costs more than one that is too small for a long run; the
-        warmup is that of the shortest, which a longer one would spoil.
+        warmup is that of the shortest, of which a longer one would be a large part.
         """
         if not self.branch:
             return [self.spec(measured, budget, role) for budget in budgets]
