@@ -36,7 +36,7 @@ def main() -> None:
         compute_budgets=[5e8, 1e9, 2e9] if asked.quick else [3e11, 4.8e11, 7.5e11, 1.2e12, 1.9e12, 3e12],
         size_multiple=4, sizes_per_budget=4 if asked.quick else 6, tokens_per_param=4 if asked.quick else 15, span=2.3,
         max_epochs=32,  # more than usual: half of the images are mirrored, anew each time
-        lr=LrRule(0.65, n_exponent=-0.5, d_exponent=0), batch_size=32,
+        lr=LrRule(0.3, n_exponent=-0.5, d_exponent=0), batch_size=32,
         bootstrap=100 if asked.quick else 4000, extend=0 if asked.quick else 2,
         train=not asked.plan, output_dir=folder,
     )  # fmt: skip

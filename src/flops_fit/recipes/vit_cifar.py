@@ -45,7 +45,7 @@ def study(data: str | None = None) -> Study:
         tokens_per_param=15.0,
         span=2.3,
         max_epochs=EPOCHS,
-        lr=LrRule(0.65, n_exponent=-0.5, d_exponent=0.0),
+        lr=LrRule(0.3, n_exponent=-0.5, d_exponent=0.0),
         batch_size=BATCH,
         describe_data=images.description,
     )
