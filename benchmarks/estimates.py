@@ -2,7 +2,7 @@
 
     python benchmarks/estimates.py CIFAR10    about 10 minutes on 2 idle cores; CIFAR10: what vit-cifar's --data takes
 
-The two smallest budgets of each recipe, planned and then run in a fresh folder. Bar: both within 20%.
+The three smallest budgets of each recipe, planned and then run in a fresh folder. Bar: both within 20%.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from record import record
 
 from flops_fit.recipes import load
 
-BUDGETS = 2
+BUDGETS = 3
 
 
 def estimated(recipe: str, data: str | None) -> dict[str, Any]:
