@@ -1,4 +1,4 @@
-"""Several D out of one run against a run for each: the model and data of gpt-python both ways, at the same sizes and budgets.
+"""Several D out of one run against a run for each: gpt-python both ways, at the same sizes and budgets.
 
     python benchmarks/branching.py              about 25 minutes on 2 cores; resumable, in outputs/branching
     python benchmarks/branching.py --seeds 2    the mean over seeds

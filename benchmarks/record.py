@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 def record(name: str, figures: Mapping[str, Any]) -> None:
     document = {
         **figures,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "machine": f"{cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "commit": commit(),
         "command": f"python benchmarks/{Path(sys.argv[0]).name}",
@@ -26,6 +26,17 @@ def record(name: str, figures: Mapping[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     print(text, end="")
+
+
+def cpu() -> str:
+    """Its name and widest vectors, which explain most of the difference between two machines' times."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in told.splitlines())}
+    vectors = [width for width in ("avx512f", "avx2") if width in lines.get("flags", "").split()]
+    return " ".join([lines.get("model name", platform.machine()), *vectors[:1]])
 
 
 def outcome(folder: Path) -> Any:

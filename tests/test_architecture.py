@@ -25,6 +25,8 @@ WITHOUT_TORCH = {"errors", "records", "scaling", "runs"}
 ONE_HOME = {
     "cloudpickle": {"runs/executors.py"}, "matplotlib": {"scaling/plot.py"}, "pyarrow": {"data/parquet.py"},
     "PIL": {"data/pictures.py"}, "huggingface_hub": {"data/documents.py"}, "tokenizers": {"data/text.py"},
+    "safetensors": {"models/weights.py"}, "sacrebleu": {"evaluate/text.py"}, "sonar": {"data/codecs.py"},
+    "mamba_ssm": {"models/ssm.py"},
 }  # fmt: skip
 
 

@@ -14,6 +14,9 @@ Every message names the argument, what came, what is allowed, and what to do nex
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FlopsFitError(Exception):
     """Root of everything that flops-fit raises on purpose."""
@@ -21,6 +24,14 @@ class FlopsFitError(Exception):
 
 class InputError(FlopsFitError, ValueError):
     """What the caller passed cannot be used; nothing was run and nothing was lost."""
+
+    @classmethod
+    def unknown(cls, argument: str, got: object, allowed: Iterable[str]) -> InputError:
+        """A name that is not one of `allowed`; the nearest ones are asked after."""
+        names = list(allowed)
+        near = difflib.get_close_matches(str(got), names, n=2, cutoff=0.5)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        return cls(f"{argument}: got {got!r}; allowed are {', '.join(names)}{meant}")
 
 
 class ContractError(InputError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 Status = Literal["ok", "diverged", "failed"]
-Role = Literal["sweep", "probe", "verify"]
+Role = Literal["sweep", "probe", "verify", "train"]
 
 LABELS = frozenset({"budget", "role", "shared_steps"})  # why a run was asked for, and who paid; not what it computes
 
@@ -96,8 +96,9 @@ class RunResult(Record):
     flops: float = 0.0                 # C of the training behind the loss, shared steps included
     spent: float | None = None         # FLOPs that were done for this run alone; None: all of `flops`
     seconds: float = 0.0               # wall time of the run
-    peak_memory_bytes: int = 0         # resident memory of the process (CPU), or allocated (CUDA)
+    peak_memory_bytes: int = 0         # resident memory of the process in this run (CPU), or allocated (CUDA)
     curve: tuple[tuple[int, float], ...] = ()   # (tokens, training loss), thinned
+    looks: tuple[tuple[int, float], ...] = ()   # (tokens, held-out loss) on the way, when asked for
     environment: dict[str, str] = field(default_factory=dict)  # device, precision, versions
     synthetic: bool = False            # True: computed by SyntheticTrainer, nothing was trained
 
@@ -114,7 +115,8 @@ class RunResult(Record):
     def from_dict(cls, data: dict[str, Any]) -> Self:
         data = dict(data)
         data["spec"] = RunSpec.from_dict(data["spec"])
-        data["curve"] = tuple((int(tokens), float(loss)) for tokens, loss in data.get("curve", ()))
+        for name in ("curve", "looks"):
+            data[name] = tuple((int(tokens), float(loss)) for tokens, loss in data.get(name, ()))
         return cls(**data)
 
 

@@ -146,8 +146,8 @@ def _map_source(
             held_out = list(itertools.islice(iter(held_out), most))
         train, held_dataset, held, origin = everything, held_out, torch.arange(_length(held_out, "held_out")), "given"
     else:
-        outside = torch.from_numpy(_held_out_by_hash(np.arange(len(everything), dtype=np.uint64), fraction))
-        train, held_dataset, held = everything[~outside], dataset, everything[outside]
+        train, held = split_by_hash(len(everything), fraction)
+        held_dataset = dataset
         origin = f"{fraction:.0%} of the samples by hash of the index"
     if len(held) == 0 or len(train) == 0:
         raise ContractError(
@@ -242,6 +242,13 @@ def _stream_source(
 
 
 # --- hashing --------------------------------------------------------------------------------------------------------
+
+
+def split_by_hash(count: int, fraction: float = 0.05) -> tuple[Tensor, Tensor]:
+    """(positions to train on, held-out ones) of `count` samples, the same on every machine."""
+    outside = torch.from_numpy(_held_out_by_hash(np.arange(count, dtype=np.uint64), fraction))
+    everything = torch.arange(count)
+    return everything[~outside], everything[outside]
 
 
 def _held_out_by_hash(positions: np.ndarray, fraction: float) -> np.ndarray:

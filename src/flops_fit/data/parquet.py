@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flops_fit.errors import InputError, MissingExtra
 
 ROWS = 4096  # at a time
@@ -30,6 +33,33 @@ def column(path: Path, name: str) -> Iterator[Any]:
             raise InputError(f"data: {path.name} has no column {name!r}; its columns are {', '.join(names)}")
         for batch in file.iter_batches(ROWS, columns=[name]):
             yield from batch.column(0).to_pylist()
+
+
+def matrix(path: Path, name: str) -> NDArray[np.float32]:
+    """A column of lists of numbers as one array (rows, numbers in each).
+
+    Raises:
+        InputError: as `column`, or the lists differ in length, one is missing, or they hold no numbers.
+    """
+    with _opened(path) as file:
+        import pyarrow
+        import pyarrow.compute as arrow
+
+        parts: list[NDArray[np.float32]] = []
+        for batch in file.iter_batches(ROWS, columns=[name]):
+            lists = batch.column(0)
+            lengths = set(arrow.list_value_length(lists).to_pylist()) if pyarrow.types.is_nested(lists.type) else {None}
+            if len(lengths) > 1 or None in lengths or (parts and lengths != {parts[0].shape[1]}):
+                told = ", ".join(str(length) for length in sorted(lengths, key=str))
+                raise InputError(f"data: {name} of {path.name} holds lists of {told} numbers; give one length for all")
+            numbers = lists.flatten()
+            if not pyarrow.types.is_floating(numbers.type) and not pyarrow.types.is_integer(numbers.type):
+                raise InputError(f"data: {name} of {path.name} holds lists of {numbers.type}; allowed are numbers")
+            flat = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
+            parts.append(flat.reshape(len(lists), *lengths))
+    if not parts:
+        raise InputError(f"data: {path.name} has no rows")
+    return np.concatenate(parts)
 
 
 def _opened(path: Path) -> Any:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -182,15 +182,7 @@ def _head(texts: Iterator[str], most: int) -> list[str]:
 
 def _learn(head: list[str], vocabulary: int, file: Path) -> tuple[int, Encode]:
     """(size, encode) of a BPE learned from the training documents of `head`; a short text may give a smaller one."""
-    library = _tokenizers()
-    by_byte = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokeniser = library.Tokenizer(library.models.BPE())
-    tokeniser.pre_tokenizer, tokeniser.decoder = by_byte, library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[documents.MARK], initial_alphabet=sorted(by_byte.alphabet()),
-        show_progress=False,
-    )  # fmt: skip
-    tokeniser.train_from_iterator([text for text in head if not is_held_out(text)], trainer)
+    tokeniser = learn_bpe((text for text in head if not is_held_out(text)), vocabulary)
     tokeniser.save(str(file))
 
     def encode(texts: list[str]) -> list[Ids]:
@@ -199,7 +191,26 @@ def _learn(head: list[str], vocabulary: int, file: Path) -> tuple[int, Encode]:
     return tokeniser.get_vocab_size(), encode
 
 
-def _tokenizers() -> Any:
+def learn_bpe(texts: Iterable[str], vocabulary: int) -> Any:
+    """A tokenizers.Tokenizer: byte-level BPE of at most that size, whose token 0 is the end of a document.
+
+    Raises:
+        MissingExtra: tokenizers is not installed.
+    """
+    library = tokenizers_library()
+    by_byte = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokeniser = library.Tokenizer(library.models.BPE())
+    tokeniser.pre_tokenizer, tokeniser.decoder = by_byte, library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[documents.MARK], initial_alphabet=sorted(by_byte.alphabet()),
+        show_progress=False,
+    )  # fmt: skip
+    tokeniser.train_from_iterator(texts, trainer)
+    return tokeniser
+
+
+def tokenizers_library() -> Any:
+    """The module. Raises MissingExtra where it is not installed."""
     try:
         import tokenizers
     except ImportError as error:

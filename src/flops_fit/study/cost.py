@@ -10,7 +10,7 @@ from flops_fit.runs.task import Event, Progressed
 from flops_fit.scaling.plan import SweepPlan, with_estimate
 from flops_fit.train.calibrate import Calibrator, seconds_of
 from flops_fit.train.engine import Trainer
-from flops_fit.train.machine import peak_memory
+from flops_fit.train.machine import forget_peak, peak_memory
 
 
 def with_cost(
@@ -22,6 +22,7 @@ def with_cost(
     """
     shapes = {(spec.size, spec.batch_size): spec for spec in plan.experiments}
     say(f"timing a few steps of {len(shapes)} kinds of run on this machine")
+    forget_peak(trainer.options.torch_device())
     begun, first = time.perf_counter(), [0.0]
 
     def note_start(event: Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -86,7 +86,7 @@ class Prepared:
             "collate": code_hash(self.source.collate),
             "held_out": self.source.held_out_from,
             "schedule": "wsd-branch" if self.branch else "wsd",
-            "train_options": {**asdict(self.options), "device": self.device.type},
+            "train_options": {**self.options.identity(), "device": self.device.type},
             "tokens_per_sample": self.measurer.tokens_per_sample,
             "trainer": repr(study.trainer) if study.trainer else "engine",
         }

@@ -28,6 +28,7 @@ from flops_fit.study.definition import Study, prepare_study
 from flops_fit.study.launched import LaunchedExecutor, processes, together
 from flops_fit.study.probe import NOTE, Probed, Prober
 from flops_fit.study.verify import prediction, run_to_verify, with_verification
+from flops_fit.study.work import CHECKPOINTS, work_off
 from flops_fit.train.checkpoint import Checkpoints
 from flops_fit.train.engine import Trainer
 from flops_fit.train.measure import REAL_FIRST
@@ -37,7 +38,6 @@ LADDER_STEPS = 7       # sizes are measured up to 4^7 x the largest N of the swe
 SMALL_SWEEP = 5e10     # FLOPs: about the seconds that starting workers takes
 WORTH_BRANCHING = 0.8  # of the FLOPs of separate runs: above it, one lr and batch for all D of a size are not worth it
 WORTH_THREADS = 1e6    # params: the products of a smaller model are too small to be shared by threads
-CHECKPOINTS = "checkpoints"  # folder of the states of unfinished runs, beside the journal
 
 
 class Sweep:
@@ -168,19 +168,8 @@ class Sweep:
         return self._verify(journal, result, rules, verify)
 
     def _run(self, journal: Journal, specs: Sequence[RunSpec]) -> list[RunResult]:
-        """The results of `specs`, in their order; those in the journal are not run again (failed ones are)."""
-        known = {key: result for key, result in journal.results.items() if result.status != "failed"}
-        todo = list({spec.key: spec for spec in specs if spec.key not in known}.values())
         executor, task, _ = self._executor(specs)
-        self.watch.begin(todo, reused=len(specs) - len(todo))
-        try:
-            for result in executor.run(todo, task, self.watch.event):
-                journal.append(result)
-                Checkpoints(journal.path.parent / CHECKPOINTS).forget(result.spec)
-                self.watch.done(result)
-        finally:
-            self.watch.end()
-        return [replace(journal.results[spec.key], spec=spec) for spec in specs]  # labels of this plan
+        return work_off(journal, specs, executor, task, self.watch)
 
     def _executor(self, specs: Sequence[RunSpec]) -> tuple[Executor, Task, int]:
         """(executor, task, runs at once). "local": single-threaded workers on the CPU, since small models gain nothing

@@ -23,7 +23,7 @@ import torch
 
 from flops_fit.records import RunSpec, content_hash
 
-FORMAT = 2
+FORMAT = 3
 
 State = dict[str, Any]
 """format, by (key of the run that saved it), and what the run tells: place (how many ranks on what: generators are kept

@@ -21,8 +21,17 @@ from flops_fit.data.batches import EVALUATION_BATCH, Source, seeded
 from flops_fit.records import RunResult, RunSpec
 from flops_fit.scaling.rules import stable_steps
 from flops_fit.train.checkpoint import Checkpoints, State, random_state, set_random_state
+from flops_fit.train.keep import Keeper
 from flops_fit.train.loss import Objective, first_tensor, to_device
-from flops_fit.train.machine import autocast, cpu_threads, environment, free_memory, out_of_memory, peak_memory
+from flops_fit.train.machine import (
+    autocast,
+    cpu_threads,
+    environment,
+    forget_peak,
+    free_memory,
+    out_of_memory,
+    peak_memory,
+)  # fmt: skip
 from flops_fit.train.optim import adamw, set_lr
 from flops_fit.train.options import Placement, TrainOptions
 from flops_fit.train.parallel import Trouble, join, load_states, place, states
@@ -74,11 +83,14 @@ class Trainer:
             trainer = trainer.on(micro_batch=-(-min(micro, spec.batch_size) // 2))
 
     def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
+        forget_peak(self.options.torch_device())
         with seeded(spec.seed), cpu_threads(self.placement.threads):
             run = self._begun(spec, progress)
             reason = run.stopped or run.train(progress)
             loss = math.nan if reason else run.evaluate(progress)
-            reason = reason or run.verdict(loss)
+            reason = reason or run.verdict(loss if math.isnan(loss) else min(loss, run.keeper.best))
+            if not reason:
+                run.keeper.finish(run.step, loss)
             where, memory = environment(run.device), peak_memory(run.device)
         result = RunResult(
             spec=spec,
@@ -90,7 +102,8 @@ class Trainer:
             spent=run.executed * spec.flops / spec.steps,
             peak_memory_bytes=memory,
             curve=thinned(run.curve),
-            environment=where | run.ranks.described(len(run.cuts)),
+            looks=tuple(run.keeper.seen),
+            environment=where | run.ranks.described(len(run.cuts)) | ({"ended early": run.ended} if run.ended else {}),
         )
         del run  # the model goes before the next run begins
         free_memory()
@@ -125,6 +138,7 @@ class TrainingRun:
         self.optimizer = adamw(self.model, trainer.options)
         self.cuts = self.ranks.cuts(spec.batch_size, self.placement.micro_batch)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.keeper = Keeper(self.model, spec, self.options, self.placement.weights, self.ranks)
         self.checkpoints = Checkpoints(self.placement.checkpoints) if self.placement.checkpoints else None
         self.branching = stable_steps(spec.steps, self.options.decay)  # steps done when the decay begins
         self.step = 0       # optimiser steps done, those of an earlier run of the trunk included
@@ -133,6 +147,7 @@ class TrainingRun:
         self.recent: list[float] = []  # training losses since the last point of the curve
         self.pointed = 0    # the step of that point
         self.untrained = math.nan
+        self.ended = ""     # why it ended before its last step, with a loss
         self.stopped = ""   # why nothing is left to do: the lane is known to diverge on the way
         self.trouble = Trouble(self.ranks)
         self.place = f"{self.ranks.count} x {self.device.type}"  # states of another place are of no use here
@@ -160,6 +175,9 @@ class TrainingRun:
                 if progress is not None:
                     with self.trouble:
                         progress(self.step, value)
+            self.ended = self.keeper.after(self.step, lambda: self.evaluate(progress))
+            if self.ended:
+                break
             leaves_trunk = bool(spec.lane) and self.step == self.branching
             if self.checkpoints is not None and (leaves_trunk or self._due(saved, saving)):
                 began = time.monotonic()
@@ -199,6 +217,10 @@ class TrainingRun:
     @torch.no_grad()
     def evaluate(self, progress: Progress | None = None) -> float:
         """Mean loss over the held-out samples. Noise that an objective draws is the same for every run."""
+        with self.keeper.averaged():
+            return self._evaluate(progress)
+
+    def _evaluate(self, progress: Progress | None) -> float:
         self.model.eval()
         self.ranks.average_buffers(self.model)
         total, count = 0.0, 0.0
@@ -254,6 +276,7 @@ class TrainingRun:
             self.stopped = self._became(state["diverged"])
             return
         load_states(self.model, self.optimizer, state, self.ranks)
+        self.keeper.restore(state["kept"], own=state["by"] == self.spec.key)
         set_random_state(state["random"][self.ranks.rank], self.device)
 
     def _save(self, *, trunk: bool, diverged: float | None = None) -> None:
@@ -261,7 +284,7 @@ class TrainingRun:
         held: State = {"diverged": diverged}
         if diverged is None:  # every rank takes part, the first one writes
             own = self.ranks.gather(random_state(self.device))
-            held = {**states(self.model, self.optimizer, self.ranks), "random": own}
+            held = {**states(self.model, self.optimizer, self.ranks), "random": own, "kept": self.keeper.state()}
         if self.ranks.rank == 0:
             self.checkpoints.save(self.spec, {
                 **held, "place": self.place, "step": self.step, "executed": self.executed, "untrained": self.untrained,

@@ -8,7 +8,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -44,13 +45,22 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that CUDA allocated, or the largest resident size of this process so far."""
+    """Bytes since `forget_peak`: the most that CUDA allocated, or the largest resident size of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count `peak_memory` from here on, so that what loading took once is in no run's account. Linux and CUDA only."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # another system: the peak is that of the process's life, an upper bound
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak resident set size
 
 
 def free_memory() -> None:

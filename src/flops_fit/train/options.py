@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flops_fit.errors import InputError
 from flops_fit.records import RunSpec
+from flops_fit.train.ema import power_of
 from flops_fit.train.machine import device_of
 from flops_fit.train.schedule import Shape, wsd
 
@@ -28,6 +30,9 @@ class TrainOptions:
     eps: float = 1e-8
     clip: float = 1.0           # largest norm of the gradient
     device: str = "auto"        # "auto": CUDA when there
+    ema: float | None = None    # length of the average of weights that is evaluated, as a share of the run (Eq. T1)
+    looks: int = 0              # at the held-out loss on the way, equally far apart; the last one is at the end
+    patience: int = 0           # looks without a new best after which the run ends; 0: it never ends early
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 0.1:
@@ -38,6 +43,18 @@ class TrainOptions:
             raise InputError(f"decay: got {self.decay}; allowed is 0 to {1 - self.warmup:g} (1 - warmup) of the run")
         if self.shape not in ("linear", "1-sqrt"):
             raise InputError(f'shape: got {self.shape!r}; allowed are "linear" and "1-sqrt" (how the decay falls)')
+        if self.ema is not None:
+            power_of(self.ema)
+        if self.looks < 0 or self.patience < 0 or (self.patience and not self.looks):
+            raise InputError(
+                f"looks, patience: got {self.looks}, {self.patience}; allowed are whole numbers from 0 on, and to end "
+                "a run early takes looks"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """All fields that change a run. Later ones are left out where unused: journals of before stay valid."""
+        unused = {"ema": None, "looks": 0, "patience": 0}
+        return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     def torch_device(self) -> torch.device:
         return device_of(self.device)
@@ -62,6 +79,7 @@ class Placement:
     ranks: int = 1                     # processes that share a run (executor "ranks")
     shard: bool | None = None          # parameters split over the ranks (FSDP2); None: when a device is too small
     checkpoints: Path | None = None    # folder of the states of unfinished runs; None: a killed run begins anew
+    weights: Path | None = None        # folder for the run's last and best weights (train.keep); None: not kept
     checkpoint_seconds: float = CHECKPOINT_SECONDS  # at least so long between two states of a run; 0: after each step
 
     def __post_init__(self) -> None:

@@ -1,0 +1,112 @@
+"""Text to vectors and back, behind two methods. Which codec made them is part of what vectors are.
+
+    Embedded    the sentence autoencoder that comes with flops-fit, or one of your own training
+    Sonar       Meta's SONAR (Duquenne et al. 2023, arXiv 2308.11466), through its own package
+
+The home of sonar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flops_fit.data.sentences import Vocabulary
+from flops_fit.errors import InputError, MissingExtra
+from flops_fit.models import weights
+from flops_fit.models.codec import SentenceCodec
+
+AT_ONCE = 256  # sentences through the model together
+VOCABULARY = "tokenizer.json"
+
+
+class Codec(Protocol):
+    """Contract, tested over every implementation: rows stay in order, and no text or no row gives none."""
+
+    @property
+    def dim(self) -> int: ...
+    def encode(self, texts: Sequence[str]) -> Tensor: ...  # (n, dim) float32
+    def decode(self, vectors: Tensor) -> list[str]: ...  # (n, dim) -> n texts
+
+
+class Embedded:
+    """A trained `SentenceCodec` with its vocabulary."""
+
+    def __init__(self, model: SentenceCodec, vocabulary: Vocabulary) -> None:
+        self.model, self.vocabulary = model.eval(), vocabulary
+
+    @classmethod
+    def load(cls, folder: Path) -> Embedded:
+        """From a folder of `save`. Raises InputError where something is missing or does not fit."""
+        tensors, config = weights.read(folder)
+        try:
+            model = SentenceCodec(**config["arguments"])
+            vocabulary = Vocabulary.from_json((folder / VOCABULARY).read_text(encoding="utf-8"))
+        except (KeyError, TypeError, OSError) as error:
+            told = f"{folder}: not a sentence codec ({error})"
+            raise InputError(f"{told}; give the folder that `train codec` wrote") from error
+        weights.fill(model, tensors, str(folder))
+        return cls(model, vocabulary)
+
+    @property
+    def dim(self) -> int:
+        return self.model.dim
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        rows = self.vocabulary.encode(texts, self.model.context)
+        parts = [self.model.encode(part) for part in rows.split(AT_ONCE) if len(part)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.dim)
+
+    def decode(self, vectors: Tensor) -> list[str]:
+        check(vectors, self.dim)
+        rows = [self.model.decode(part) for part in vectors.float().split(AT_ONCE) if len(part)]
+        return [text for part in rows for text in self.vocabulary.decode(part)]
+
+
+class Sonar:
+    """SONAR's encoder and decoder, loaded when first used; their weights, 2 to 3 GB, are fetched by fairseq2."""
+
+    dim = 1024
+
+    def __init__(self, language: str = "eng_Latn", device: str = "cpu") -> None:
+        try:
+            from sonar.inference_pipelines.text import EmbeddingToTextModelPipeline, TextToEmbeddingModelPipeline
+        except ImportError as error:
+            raise MissingExtra.of("sonar-space", "sonar", "for the codec sonar") from error
+        self._language = language
+        self._pipelines = (TextToEmbeddingModelPipeline, EmbeddingToTextModelPipeline)
+        self._device = torch.device(device)
+        self._encoder: Any = None
+        self._decoder: Any = None
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            return torch.zeros(0, self.dim)
+        if self._encoder is None:
+            name = "text_sonar_basic_encoder"
+            self._encoder = self._pipelines[0](encoder=name, tokenizer=name, device=self._device)
+        found: Tensor = self._encoder.predict(list(texts), source_lang=self._language)
+        return found.float().cpu()
+
+    def decode(self, vectors: Tensor) -> list[str]:
+        check(vectors, self.dim)
+        if not len(vectors):
+            return []
+        if self._decoder is None:
+            name = "text_sonar_basic_decoder"
+            self._decoder = self._pipelines[1](decoder=name, tokenizer="text_sonar_basic_encoder", device=self._device)
+        return list(self._decoder.predict(vectors.to(self._device), target_lang=self._language, max_seq_len=512))
+
+
+def check(vectors: Tensor, dim: int) -> None:
+    """Raises InputError unless these are finite vectors of `dim` numbers."""
+    if vectors.dim() != 2 or vectors.shape[1] != dim:
+        raise InputError(f"vectors: got shape {tuple(vectors.shape)}; this codec takes (n, {dim})")
+    bad = (~torch.isfinite(vectors)).any(dim=1).nonzero()[:, 0].tolist()
+    if bad:
+        raise InputError(f"vectors: {len(bad)} of {len(vectors)} hold NaN or infinity, the first in row {bad[0]}")

@@ -1,0 +1,65 @@
+"""What a velocity network learned: its held-out loss beside those of predictors that need no training, by time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flops_fit.evaluate.metric import Metric, bootstrapped, mean_of
+from flops_fit.flow.loss import squared_error
+from flops_fit.flow.paths import Path
+from flops_fit.flow.solvers import Velocity
+
+TIMES = 40  # midpoints of equal slices of [0, 1]
+BANDS = 10  # of time, in tables
+AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Losses:
+    """(n, TIMES) squared errors of the velocity by held-out row and time; the noise is the same for all predictors."""
+
+    times: NDArray[np.float64]
+    by_name: Mapping[str, NDArray[np.float64]]
+
+    def metrics(self, model: str = "model") -> list[Metric]:
+        """Mean losses, and the share of the zero predictor's that is explained: 1 - loss / loss_zero."""
+        rows = {name: losses.mean(axis=1) for name, losses in self.by_name.items()}  # (n,) each
+        found = [mean_of("loss" if name == model else f"loss_{name}", values) for name, values in rows.items()]
+        for name in (name for name in rows if name != "zero"):
+            label = "explained" if name == model else f"explained_{name}"
+            found.append(bootstrapped(label, _explained(rows[name], rows["zero"]), len(rows[name])))
+        return found
+
+    def by_time(self) -> dict[str, list[float]]:
+        """Mean loss of each predictor in each band of time, and the bands' middles."""
+        middles = self.times.reshape(BANDS, -1).mean(axis=1)
+        means = {name: losses.mean(axis=0).reshape(BANDS, -1).mean(axis=1) for name, losses in self.by_name.items()}
+        return {"t": middles.tolist(), **{name: values.tolist() for name, values in means.items()}}
+
+
+@torch.no_grad()
+def held_out_losses(velocities: Mapping[str, Velocity], path: Path, data: Tensor, seed: int = 0) -> Losses:
+    """Every predictor's errors on held-out data (n, ...): uniform t, independent noise, the same for all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    times = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
+    found: dict[str, list[Tensor]] = {name: [] for name in velocities}
+    for time in times:
+        noise = torch.randn(data.shape, generator=generator).to(data)
+        for name in velocities:
+            found[name].append(torch.empty(len(data), dtype=torch.float64))
+        for start in range(0, len(data), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            point = path.point(noise[rows], data[rows], time.to(data).expand(len(data[rows])))
+            for name, velocity in velocities.items():
+                found[name][-1][rows] = squared_error(velocity(point.x, point.t), point).double().cpu()
+    return Losses(times.numpy(), {name: torch.stack(columns, dim=1).numpy() for name, columns in found.items()})
+
+
+def _explained(losses: NDArray[np.float64], zero: NDArray[np.float64]):  # type: ignore[no-untyped-def]
+    return lambda rows: 1 - float(losses[rows].mean() / zero[rows].mean())

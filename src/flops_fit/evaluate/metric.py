@@ -1,0 +1,66 @@
+"""A measured number with its interval; what was not measured has no number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flops_fit.errors import InputError
+from flops_fit.records import Record
+
+DRAWS = 2000
+LEVEL = 0.95
+
+Statistic = Callable[[NDArray[np.int64]], float]  # of row numbers, with repeats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric(Record):
+    """Value and 95% interval from n rows."""
+
+    name: str
+    value: float
+    lo: float
+    hi: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g} (95% {self.lo:.4g} to {self.hi:.4g}, n = {self.n:,})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Without its name, which is the key of the table it stands in."""
+        return {"value": self.value, "lo": self.lo, "hi": self.hi, "n": self.n}
+
+
+def table(metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
+    return {metric.name: metric.to_json() for metric in metrics}
+
+
+def mean_of(name: str, values: NDArray[np.floating[Any]], draws: int = DRAWS, seed: int = 0) -> Metric:
+    """The mean of a number a row (n,), resampled by row."""
+    values = np.asarray(values, dtype=np.float64)
+    return bootstrapped(name, lambda rows: float(values[rows].mean()), len(values), draws, seed)
+
+
+def bootstrapped(name: str, statistic: Statistic, n: int, draws: int = DRAWS, seed: int = 0) -> Metric:
+    """The statistic of all n rows, and the interval of its value in resamples of them (Efron 1979), by percentiles.
+
+    Raises:
+        InputError: fewer than two rows.
+    """
+    if n < 2:
+        raise InputError(f"{name}: got {n} rows; an interval needs at least 2")
+    dice = np.random.default_rng(seed)
+    found = [statistic(dice.integers(0, n, n)) for _ in range(draws)]
+    lo, hi = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Metric(name=name, value=statistic(np.arange(n)), lo=float(lo), hi=float(hi), n=n)
+
+
+def difference(name: str, first: Mapping[Any, float], second: Mapping[Any, float], draws: int = DRAWS) -> Metric:
+    """Mean of first - second over the keys that both have: the same rows, seeds or times, so a paired interval."""
+    keys = [key for key in first if key in second]
+    return mean_of(name, np.array([first[key] - second[key] for key in keys]), draws)

@@ -1,0 +1,115 @@
+"""Distances between two sets of vectors, and whether one repeats the other (docs/math.md, V1-V4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flops_fit.errors import InputError
+from flops_fit.evaluate.metric import Metric, mean_of
+
+PROJECTIONS = 256  # directions of the sliced distance
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernel, in units of the median distance of the second set
+DRAWS = 400  # resamples of statistics that cost a matrix each
+CLOSE = 0.05  # of the training set's own nearest neighbours lie nearer than what counts as a repeat
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| (V1; Szekely and Rizzo 2013): 0 between equal sets, and between these only."""
+    _check(a, b)
+    across, first, second = (float(_distances(*pair).mean()) for pair in ((a, b), (a, a), (b, b)))
+    return 2 * across - first - second
+
+
+def mmd(a: Tensor, b: Tensor) -> float:
+    """Squared maximum mean discrepancy with Gaussian kernels of several widths (V2; Gretton et al. 2012), >= 0."""
+    _check(a, b)
+    unit = float(_distances(b, b).median())
+    across, first, second = (_kernel(_distances(*pair), unit) for pair in ((a, b), (a, a), (b, b)))
+    return float(first.mean() + second.mean() - 2 * across.mean())
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, seed: int = 0) -> float:
+    """Root mean square over directions of the Wasserstein-2 distance of the projections (V3; Rabin et al. 2011)."""
+    _check(a, b)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(a.shape[1], PROJECTIONS, generator=generator, dtype=torch.float64)
+    directions = directions / directions.norm(dim=0)
+    first, second = ((rows.double() @ directions).T.numpy() for rows in (a, b))  # (PROJECTIONS, n) each
+    return float(np.sqrt(np.mean([_wasserstein(x, y) for x, y in zip(first, second, strict=True)])))
+
+
+def compared(name: str, a: Tensor, b: Tensor) -> list[Metric]:
+    """All three distances of `a` to `b`, rows of both resampled."""
+    _check(a, b)
+    across, first, second = (_distances(*pair) for pair in ((a, b), (a, a), (b, b)))
+    unit = float(second.median())
+    kernels = [_kernel(one, unit) for one in (across, first, second)]
+
+    def of(parts: tuple[NDArray[np.float64], ...], sign: int) -> Metric:
+        label = f"{'energy_distance' if sign > 0 else 'mmd'}_{name}"
+        return _two_sets(label, sign, *parts)
+
+    energy = of(tuple(one.numpy() for one in (across, first, second)), 1)
+    kernel = of(tuple(one.numpy() for one in kernels), -1)
+    return [energy, kernel]
+
+
+def _two_sets(
+    label: str, sign: int, across: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64]
+) -> Metric:
+    """sign (2 mean(across) - mean(first) - mean(second)), the rows of both sets resampled."""
+    dice = np.random.default_rng(0)
+
+    def statistic(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
+        own = first[np.ix_(rows, rows)].mean() + second[np.ix_(columns, columns)].mean()
+        return sign * float(2 * across[np.ix_(rows, columns)].mean() - own)
+
+    n, m = len(first), len(second)
+    found = [statistic(dice.choice(n, n), dice.choice(m, m)) for _ in range(DRAWS)]
+    lo, hi = np.quantile(found, [0.025, 0.975])
+    return Metric(name=label, value=statistic(np.arange(n), np.arange(m)), lo=float(lo), hi=float(hi), n=n)
+
+
+def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metric]:
+    """Share of samples nearer to a training row than `CLOSE` of those are to each other; the same of held-out rows.
+
+    A model that invents has the held-out rows' rate; one that repeats has 1 (V4).
+    """
+    own = _distances(training, training)
+    own.fill_diagonal_(float("inf"))
+    near = float(own.min(dim=1).values.quantile(CLOSE))
+    return [
+        mean_of(name, (_distances(rows, training).min(dim=1).values <= near).double().numpy())
+        for name, rows in (("memorised", samples), ("memorised_held_out", held_out))
+    ]
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """(n, m) float64."""
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _kernel(distances: Tensor, unit: float) -> Tensor:
+    parts = [torch.exp(-0.5 * (distances / (width * unit)).square()) for width in BANDWIDTHS]
+    return torch.stack(parts).mean(dim=0)
+
+
+def _wasserstein(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Squared W2 of two samples on a line, of any sizes: both quantile functions are steps."""
+    x, y = np.sort(x), np.sort(y)
+    if len(x) == len(y):
+        return float(np.square(x - y).mean())
+    edges = np.union1d(np.arange(len(x) + 1) / len(x), np.arange(len(y) + 1) / len(y))
+    middles = (edges[1:] + edges[:-1]) / 2
+    gaps = x[(middles * len(x)).astype(int)] - y[(middles * len(y)).astype(int)]
+    return float((np.diff(edges) * gaps**2).sum())
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(f"sets: got shapes {tuple(a.shape)} and {tuple(b.shape)}; allowed are (n, D) and (m, D)")
+    if len(a) < 2 or len(b) < 2:
+        raise InputError(f"sets: got {len(a)} and {len(b)} rows; a distance needs at least 2 in each")

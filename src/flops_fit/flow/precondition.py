@@ -1,0 +1,62 @@
+"""A network that learns only what a Gaussian does not know (docs/math.md, F18)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from flops_fit.errors import InputError
+from flops_fit.flow.baselines import Gaussian
+from flops_fit.flow.paths import path_named
+
+
+class GaussianPreconditioned(nn.Module):
+    """v(x, t) = Gaussian's velocity + spread(t) network(x whitened, t) (F18), along the axes of x.
+
+    The Gaussian is taken along the axes: turn the data into its principal ones first (`rotated`); that changes no loss.
+    What the network sees has unit variance at every time, and its output is in units of what the Gaussian leaves open.
+    So a network that says 0 has the loss of the full-covariance Gaussian, and no path of it is lost in tiny directions.
+
+    Args:
+        network: (x (B, D), t (B,)) -> (B, D), best one that starts at 0.
+        mean: (D,) of the data.
+        variances: (D,) of the data along each axis, above 0.
+        path: name of the path that it is trained on.
+    """
+
+    def __init__(self, network: nn.Module, mean: Tensor, variances: Tensor, path: str = "linear") -> None:
+        super().__init__()
+        if mean.shape != variances.shape or mean.dim() != 1 or not bool((variances > 0).all()):
+            raise InputError(
+                f"variances: got shape {tuple(variances.shape)}, least {float(variances.min()):g}, for a mean of "
+                f"{tuple(mean.shape)}; allowed is one number above 0 for each: shrink the covariance"
+            )
+        self.network, self.path = network, path_named(path)
+        self.register_buffer("mean", mean)
+        self.register_buffer("variances", variances)
+
+    def num_params(self) -> int:
+        """N: the network's; mean and variances are measured, not trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        alpha, sigma, d_alpha, d_sigma = self.path.at(t, x)  # (B, 1) each
+        mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
+        total = (alpha.square() * variances + sigma.square()).clamp(min=torch.finfo(x.dtype).tiny)  # (B, D)
+        off = x - alpha * mean
+        expected = d_alpha * mean + (d_alpha * alpha * variances + d_sigma * sigma) / total * off
+        deviation = total.sqrt()
+        spread = (d_alpha * sigma - alpha * d_sigma).abs() * variances.sqrt() / deviation
+        return expected + spread * cast(Tensor, self.network(off / deviation, t, **conditions))
+
+
+def rotated(gaussian: Gaussian) -> tuple[Tensor, Gaussian]:
+    """(axes (D, D), the Gaussian in them): principal axes, then the rest of space; x @ axes are coordinates."""
+    dims, known = gaussian.basis.shape
+    whole, _ = torch.linalg.qr(torch.cat((gaussian.basis, torch.eye(dims).to(gaussian.basis)), dim=1))  # (D, D)
+    axes = torch.cat((gaussian.basis, whole[:, known:]), dim=1)
+    variances = torch.cat((gaussian.variances, gaussian.mean.new_full((dims - known,), gaussian.rest)))
+    along = Gaussian(gaussian.mean @ axes, variances, torch.eye(dims).to(axes), 0.0, gaussian.shrinkage, gaussian.note)
+    return axes, along

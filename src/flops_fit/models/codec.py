@@ -1,0 +1,127 @@
+"""A sentence autoencoder: tokens -> one vector -> tokens. What a generated vector says can be read."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+END = 0  # the token that ends a sentence, and fills what is left of its row
+
+
+class Block(nn.Module):
+    """Attention and a 4x GELU network, pre-norm. `forward(x (B, T, H), mask) -> (B, T, H)`"""
+
+    def __init__(self, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+        for out in (
+            self.attention_out,
+            self.mlp_out,
+        ):  # the stream keeps its size through all blocks (Radford et al. 2019)
+            nn.init.normal_(out.weight, std=1 / math.sqrt(out.in_features * 2 * depth))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """mask (B, 1, 1, T): True where a token may be looked at; or `causal`: at itself and what came before."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, K) each
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return x + cast(Tensor, self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
+
+
+class SentenceCodec(nn.Module):
+    """`encode(tokens (B, T)) -> (B, D)` of length sqrt(D); `decode(z (B, D)) -> tokens (B, T)`.
+
+    A few learned slots read the sentence beside its tokens; what they hold, put side by side, is the vector. The
+    decoder reads the slots first and then writes, token by token.
+
+    Args:
+        width: H, of both sides; the size parameter.
+        vocab_size: tokens, END among them.
+        context: T, tokens of a sentence at most, its END among them.
+        slots: pieces that the vector is cut into.
+        dim: D.
+        layers: blocks of each side.
+        heads: of the attention.
+    """
+
+    def __init__(
+        self, width: int = 256, vocab_size: int = 4096, context: int = 24, slots: int = 8, dim: int = 1024,
+        layers: int = 3, heads: int = 4,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if width % heads or dim % slots:
+            raise ValueError(f"width={width} must be a multiple of its {heads} heads, dim={dim} of its {slots} slots")
+        self.context, self.slots, self.dim = context, slots, dim
+        self.tokens = nn.Embedding(vocab_size, width)  # in, and turned round for the way out
+        self.places = nn.Parameter(0.02 * torch.randn(2, context, width))  # of the encoder's and the decoder's tokens
+        self.queries = nn.Parameter(torch.randn(slots, width) / math.sqrt(width))
+        self.encoder = nn.ModuleList(Block(width, heads, layers) for _ in range(layers))
+        self.to_vector = nn.Linear(width, dim // slots)
+        self.from_vector = nn.Linear(dim // slots, width)
+        self.slot_places = nn.Parameter(0.02 * torch.randn(slots, width))
+        self.decoder = nn.ModuleList(Block(width, heads, layers) for _ in range(layers))
+        self.encoder_norm, self.decoder_norm = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        nn.init.normal_(self.tokens.weight, std=1 / math.sqrt(width))
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, D), the root mean square of each row 1."""
+        batch, length = tokens.shape
+        x = self.tokens(tokens) * math.sqrt(self.tokens.embedding_dim) + self.places[0, :length]  # (B, T, H)
+        x = torch.cat((self.queries.expand(batch, -1, -1), x), dim=1)  # (B, S + T, H)
+        there = torch.cat((tokens.new_ones(batch, self.slots, dtype=torch.bool), written(tokens)), dim=1)
+        for block in self.encoder:
+            x = block(x, there[:, None, None])
+        z = self.to_vector(self.encoder_norm(x[:, : self.slots])).reshape(batch, self.dim)  # (B, D)
+        return F.rms_norm(z, (self.dim,))
+
+    def hidden(self, z: Tensor, tokens: Tensor) -> Tensor:
+        """(B, D), (B, T) -> (B, T, H): what place k holds to tell token k, of the vector and of the tokens before k."""
+        batch, length = tokens.shape
+        slots = self.from_vector(z.view(batch, self.slots, self.dim // self.slots)) + self.slot_places  # (B, S, H)
+        before = F.pad(tokens[:, :-1], (1, 0), value=END)  # (B, T): END opens the sentence too
+        x = self.tokens(before) * math.sqrt(self.tokens.embedding_dim) + self.places[1, :length]
+        x = torch.cat((slots, x), dim=1)  # (B, S + T, H)
+        for block in self.decoder:
+            x = block(x, causal=True)
+        return cast(Tensor, self.decoder_norm(x[:, self.slots :]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (..., V)."""
+        return F.linear(hidden, self.tokens.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, V): each token told from the whole sentence's vector and from the tokens before it."""
+        return self.logits(self.hidden(self.encode(tokens), tokens))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, D) -> (B, T): the likeliest token at each place, END from the first END on."""
+        tokens = torch.full((len(z), self.context), END, dtype=torch.int64, device=z.device)
+        open_ = torch.arange(len(z), device=z.device)  # rows that have not ended
+        for place in range(self.context - 1):
+            hidden = self.hidden(z[open_], tokens[open_, : place + 1])[:, -1]  # (rows, H)
+            tokens[open_, place] = self.logits(hidden).argmax(dim=1)
+            open_ = open_[tokens[open_, place] != END]
+            if not len(open_):
+                break
+        return tokens
+
+
+def written(tokens: Tensor) -> Tensor:
+    """(B, T): True up to the first END of each row, that one included."""
+    ended = (tokens == END).cumsum(dim=1)  # (B, T)
+    return ended - (tokens == END).to(ended.dtype) == 0

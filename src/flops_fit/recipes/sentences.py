@@ -1,0 +1,239 @@
+"""sentences: flow matching over sentence vectors, with text out at the end.
+
+command   flops-fit train sentences --arch mlp --flow icfm --data vectors.parquet --output outputs/sentences
+what was learned, at which price: experiments/sentences
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as Folder
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from flops_fit.data.batches import split_by_hash
+from flops_fit.data.vectors import Augmentation, Normaliser, Vectors
+from flops_fit.errors import InputError
+from flops_fit.evaluate.flow import held_out_losses
+from flops_fit.evaluate.metric import Metric
+from flops_fit.flow.baselines import Gaussian, full_covariance, isotropic, zero
+from flops_fit.flow.couplings import coupling_named
+from flops_fit.flow.loss import Flow, flow_loss, squared_error
+from flops_fit.flow.paths import path_named
+from flops_fit.flow.precondition import GaussianPreconditioned, rotated
+from flops_fit.flow.solvers import Solution, Velocity, solve
+from flops_fit.flow.times import times_named
+from flops_fit.models import ARCHITECTURES, create_model, weights
+from flops_fit.study.training import Training
+from flops_fit.train.options import TrainOptions
+
+KIND = "sentences"
+FLOWS = {  # name: (path, coupling)
+    "icfm": ("linear", "independent"), "otcfm": ("linear", "optimal"), "gvp": ("gvp", "independent"),
+    "reflow": ("linear", "independent"),
+}  # fmt: skip
+PAIRS = 8  # reflow: pairs that the teacher makes for each training vector
+PAIR_STEPS = 20  # of Heun's method, for each
+
+
+@dataclass(frozen=True)
+class Matching:
+    """(model, [vectors (B, D)]) -> loss. In training with the coupling, times and augmentation that were chosen;
+    held out always with independent noise and uniform times, so that losses of one path compare."""
+
+    path: str
+    coupling: str = "independent"
+    times: str = "uniform"
+    augmentation: str = ""
+
+    def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        path, data = path_named(self.path), batch[0]
+        if not model.training:
+            return flow_loss(model, Flow(path), data)
+        flow = Flow(path, times_named(self.times), coupling_named(self.coupling))
+        return flow_loss(model, flow, Augmentation(self.augmentation)(data))
+
+
+@dataclass(frozen=True)
+class Straightening:
+    """(model, [noise (B, D), what a teacher made of it]) -> loss (Liu et al. 2023, arXiv 2209.03003, reflow)."""
+
+    path: str = "linear"
+
+    def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        flow = Flow(path_named(self.path))
+        point = flow.path.point(batch[0], batch[1], flow.times(len(batch[0]), batch[0].device))
+        return squared_error(model(point.x, point.t), point).mean()
+
+
+class SentenceFlow(nn.Module):
+    """A trained flow with everything that it needs: statistics, principal axes, the Gaussian, the network.
+
+    Its config says what it is; `save` and `load` keep both together.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config, dim = dict(config), config["dim"]
+        self.path = path_named(config["path"])
+        self.normaliser = Normaliser(dim, rotate=True)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variances", torch.ones(dim))
+        self.network = create_model(config["arch"], config["size"], **config["arguments"], dim=dim)
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Of the training data, in the coordinates that the network works in."""
+        mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
+        return Gaussian(mean, variances, torch.eye(len(mean)), 0.0)
+
+    @property
+    def velocity(self) -> Velocity:
+        """(x (B, D) normalised, t (B,)) -> (B, D)."""
+        if not self.config["preconditioned"]:
+            return cast(Velocity, self.network)
+        mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
+        return GaussianPreconditioned(self.network, mean, variances, self.path.name)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, seed: int = 0, method: str = "heun", steps: int = 20, velocity: Velocity | None = None
+    ) -> Solution:
+        """n vectors as they were before normalisation; the same noise for the same seed, whatever the solver."""
+        noise = torch.randn(n, self.config["dim"], generator=torch.Generator().manual_seed(seed))
+        found = solve(velocity or self.velocity, noise, method, steps)
+        return Solution(self.normaliser.back(found.x), found.nfe, found.times, None)
+
+    def measured(self, raw: Tensor) -> list[Metric]:
+        """Held-out loss on vectors (n, D) beside the predictors that need no training."""
+        data = self.normaliser(raw)
+        level = isotropic(self.gaussian.variances.sqrt()[None] * torch.tensor([[1.0], [-1.0]]))
+        known: dict[str, Velocity] = {
+            "zero": zero, "isotropic": level.velocity(self.path), "gaussian": self.gaussian.velocity(self.path),
+            "model": self.velocity,
+        }  # fmt: skip
+        return held_out_losses(known, self.path, data).metrics()
+
+    @classmethod
+    def load(cls, folder: Folder) -> SentenceFlow:
+        """From a bundle. Raises InputError where it is damaged, of another kind, or does not fit its config."""
+        tensors, config = weights.read(folder)
+        if config.get("kind") != KIND:
+            raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
+        try:
+            made = cls(config)
+        except KeyError as error:
+            raise InputError(f"{folder}: its config lacks {error}; train it again") from error
+        weights.fill(made, tensors, str(folder))
+        return made.eval()
+
+
+def velocity_network(
+    hidden: int, arch: str, size: str, dim: int, path: str, arguments: Mapping[str, Any],
+    mean: Tensor | None = None, variances: Tensor | None = None,
+) -> nn.Module:  # fmt: skip
+    """What is trained: the network by its width, over the Gaussian where one is given."""
+    network = create_model(arch, size, **{**arguments, "hidden": hidden}, dim=dim)
+    return network if mean is None or variances is None else GaussianPreconditioned(network, mean, variances, path)
+
+
+def training(
+    vectors: Vectors,
+    held_out: Vectors | None = None,  # None: a twentieth of the vectors, by hash of their place
+    arch: str = "mlp",
+    size: str = "base",
+    flow: str = "icfm",
+    epochs: float = 100.0,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    times: str = "uniform",
+    augmentation: str = "",
+    statistics: str = "standard",
+    preconditioned: bool = True,  # the network learns what the full-covariance Gaussian does not know
+    arguments: Mapping[str, Any] | None = None,  # of the network, beside its size
+    options: TrainOptions | None = None,
+    teacher: SentenceFlow | None = None,  # for reflow: the flow to be straightened
+) -> Training:
+    """One flow over sentence vectors. Its bundle is a `SentenceFlow`.
+
+    Raises:
+        InputError: an unknown name, vectors that cannot be used, reflow without a teacher.
+    """
+    if flow not in FLOWS:
+        raise InputError.unknown("flow", flow, FLOWS)
+    if arch not in ARCHITECTURES:
+        raise InputError.unknown("arch", arch, ARCHITECTURES)
+    if (flow == "reflow") != (teacher is not None):
+        raise InputError(
+            "teacher: reflow straightens a trained flow, and nothing else takes one; give --teacher BUNDLE with reflow"
+        )
+    if held_out is None:
+        inside, outside = split_by_hash(len(vectors))
+        vectors, held_out = vectors.at(inside), vectors.at(outside)
+    path, coupling = FLOWS[flow]
+    dim, given = vectors.values.shape[1], dict(arguments or {})
+    normaliser, gaussian = (
+        fitted(vectors.values, statistics) if teacher is None else (teacher.normaliser, teacher.gaussian)
+    )
+    config = {
+        "kind": KIND, "dim": dim, "arch": arch, "size": size, "arguments": given, "flow": flow, "path": path,
+        "preconditioned": preconditioned, "statistics": statistics, "times": times, "augmentation": augmentation,
+        "gaussian": gaussian.note, "data": vectors.described, "data_hash": vectors.fingerprint,
+        "held_out_hash": held_out.fingerprint,
+    }  # fmt: skip
+    create_model(arch, size, **given, dim=dim)  # names and sizes are wrong here, or never
+    hidden = given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"])
+    over = {"mean": gaussian.mean, "variances": gaussian.variances} if preconditioned else {}
+    data: tuple[Tensor, ...] = (normaliser(vectors.values),)
+    judge: tuple[Tensor, ...] = (normaliser(held_out.values),)
+    if teacher is not None:
+        data, judge = (
+            pairs(teacher, PAIRS * len(vectors), seed=2 * seed + 1),
+            pairs(teacher, len(held_out), seed=2 * seed + 2),
+        )
+
+    def parts(model: nn.Module) -> Mapping[str, Tensor]:
+        return _whole(config, normaliser, gaussian, model).state_dict()
+
+    def judged(model: nn.Module) -> list[Metric]:
+        return _whole(config, normaliser, gaussian, model).eval().measured(held_out.values)
+
+    return Training(
+        name=f"{arch} {flow}", model_cls=velocity_network, size_param="hidden", size=hidden,
+        model_kwargs={"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **over},
+        dataset=TensorDataset(*data), held_out=TensorDataset(*judge),
+        objective=Matching(path, coupling, times, augmentation) if teacher is None else Straightening(path),
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
+        options=options or TrainOptions(warmup=0.05, decay=0.5, weight_decay=0.1, looks=20, ema=0.1),
+        config=config, parts=parts, evaluate=judged,
+    )  # fmt: skip
+
+
+def fitted(values: Tensor, statistics: str = "standard") -> tuple[Normaliser, Gaussian]:
+    """(normaliser with principal axes, the Gaussian along them) of training vectors (n, D)."""
+    plain = Normaliser(values.shape[1]).fit(values, cast(Any, statistics))
+    axes, along = rotated(full_covariance(plain(values)))
+    normaliser = Normaliser(values.shape[1], rotate=True)
+    normaliser.load_state_dict({**plain.state_dict(), "axes": axes})
+    return normaliser, along
+
+
+def pairs(teacher: SentenceFlow, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(noise, where the teacher takes it), both (n, D) normalised."""
+    noise = torch.randn(n, teacher.config["dim"], generator=torch.Generator().manual_seed(seed))
+    return noise, torch.cat([solve(teacher.velocity, part, "heun", PAIR_STEPS).x for part in noise.split(512)])
+
+
+def _whole(config: Mapping[str, Any], normaliser: Normaliser, gaussian: Gaussian, model: nn.Module) -> SentenceFlow:
+    network = model.network if isinstance(model, GaussianPreconditioned) else model
+    made = SentenceFlow(config)
+    made.normaliser.load_state_dict(normaliser.state_dict())
+    made.network.load_state_dict(network.state_dict())
+    cast(Tensor, made.mean).copy_(gaussian.mean)
+    cast(Tensor, made.variances).copy_(gaussian.variances)
+    return made

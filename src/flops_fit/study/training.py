@@ -1,0 +1,143 @@
+"""One model, trained and kept: the story of `flops-fit train`. The same engine, journal and beacon as a sweep's.
+
+OUTPUT/config.json, weights.safetensors    the bundle: enough to build the model again
+OUTPUT/metrics.json                        what was measured on held-out data; what was not is absent
+OUTPUT/training.json                       the run: its spec, curve, looks, cost, data hash, machine
+OUTPUT/journal.jsonl, checkpoints/         a killed run goes on from here
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flops_fit.data.batches import prepare
+from flops_fit.errors import FitError, InputError
+from flops_fit.evaluate.metric import Metric, table
+from flops_fit.models import weights
+from flops_fit.records import RunResult, RunSpec, content_hash
+from flops_fit.runs.beacon import Beacon
+from flops_fit.runs.executors import InlineExecutor
+from flops_fit.runs.journal import Journal
+from flops_fit.runs.watch import Watch, default_watch
+from flops_fit.study.work import CHECKPOINTS, work_off
+from flops_fit.train.engine import Trainer
+from flops_fit.train.identity import code_hash
+from flops_fit.train.keep import BEST
+from flops_fit.train.loss import Objective, unit_of
+from flops_fit.train.measure import Measurer
+from flops_fit.train.options import Placement, TrainOptions
+
+PROBE_SAMPLES = 2
+KEPT = "kept"  # folder of the run's own weights
+METRICS, TRAINING = "metrics.json", "training.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One model to train, and what becomes of it. A recipe of `flops-fit train` returns it."""
+
+    name: str  # what is trained, in words for people
+    model_cls: Callable[..., nn.Module]
+    size_param: str
+    size: int
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Any
+    held_out: Any = None
+    objective: Callable[[nn.Module, Any], Tensor]
+    epochs: float  # passes over the training data
+    batch_size: int
+    lr: float  # peak
+    seed: int = 0
+    options: TrainOptions = field(default_factory=TrainOptions)
+    config: Mapping[str, Any]  # kept beside the weights: plain values, enough to build the model again
+    parts: Callable[[nn.Module], Mapping[str, Tensor]] = lambda model: (
+        model.state_dict()
+    )  # what the bundle's weights are
+    evaluate: Callable[[nn.Module], Sequence[Metric]] | None = None
+    finish: Callable[[Path], None] | None = None  # writes what else belongs in the bundle
+    half: bool = False  # weights in half precision
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    folder: Path
+    result: RunResult
+    metrics: tuple[Metric, ...]
+
+
+def train(
+    training: Training, output_dir: str | os.PathLike[str], *, resume: bool = True, watch: Watch | None = None
+) -> Trained:
+    """Train, evaluate, and write the bundle. Called again, it goes on where it stopped, or answers at once.
+
+    Raises:
+        InputError: something about model, data or settings cannot be used; nothing was trained.
+        StudyMismatch: the folder holds another training.
+        FitError: the run diverged or learned nothing; no bundle is written.
+    """
+    folder, watch = Path(output_dir), watch or default_watch()
+    trainer, spec, identity = _prepared(training, folder)
+    with Journal.open(folder, identity, fresh=not resume) as journal, Beacon(folder, watch) as beacon:
+        [result] = work_off(journal, [spec], InlineExecutor(), trainer, beacon)
+        if not result.ok:
+            raise FitError(
+                f"{training.name}: {result.reason}; nothing was kept but its journal: lower lr, or look at the data"
+            )
+        beacon.phase("fitting")
+        metrics = _bundle(training, trainer, result, folder)
+    return Trained(folder, result, metrics)
+
+
+def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+    source = prepare(training.dataset, training.held_out)
+    objective = Objective(objective=training.objective)
+    batch = next(source.batches(PROBE_SAMPLES, seed=0))
+    _, tokens = unit_of(batch)
+    measurer = Measurer(training.model_cls, training.size_param, training.model_kwargs, objective, batch, tokens)
+    measured = measurer(training.size)
+    if source.samples is None:
+        raise InputError("data: a stream of unknown length has no epochs; give a data set with a length")
+    steps = max(1, math.ceil(training.epochs * source.samples / training.batch_size))
+    identity = {
+        "model": code_hash(training.model_cls), "config": content_hash(dict(training.config)),
+        "objective": code_hash(training.objective), "data": source.fingerprint, "held_out": source.held_out_from,
+        "train_options": training.options.identity(),
+    }  # fmt: skip
+    spec = RunSpec(
+        study=content_hash(identity), size=training.size,
+        params=measured.params, flops_per_token=measured.flops_per_token,
+        steps=steps, batch_size=training.batch_size, tokens=steps * training.batch_size * tokens, lr=training.lr,
+        seed=training.seed, budget=measured.flops_per_token * steps * training.batch_size * tokens, role="train",
+    )  # fmt: skip
+    placement = Placement(checkpoints=folder.resolve() / CHECKPOINTS, weights=folder.resolve() / KEPT / spec.key)
+    return Trainer(measurer, source, objective, training.options, placement), spec, identity
+
+
+def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Path) -> tuple[Metric, ...]:
+    """The best weights, evaluated, and everything that says where they come from."""
+    model = trainer.builder.build(training.size)
+    best = folder / KEPT / result.spec.key / BEST
+    tensors, about = weights.read(best)
+    weights.fill(model, tensors, str(best))
+    model.eval()
+    metrics = tuple(training.evaluate(model)) if training.evaluate else ()
+    weights.save(folder, training.parts(model), {**training.config, "params": result.spec.params}, half=training.half)
+    if training.finish is not None:
+        training.finish(folder)
+    _write(folder / METRICS, {"metrics": table(metrics), "data": trainer.source.fingerprint})
+    _write(folder / TRAINING, {**result.to_dict(), "best": about, "held_out_from": trainer.source.held_out_from})
+    return metrics
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,57 @@
+"""Losses beside the baselines: known where the data's law is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flops_fit.evaluate.flow import BANDS, TIMES, held_out_losses
+from flops_fit.flow.baselines import full_covariance, zero
+from flops_fit.flow.paths import PATHS
+from flow.worlds import three
+
+SAMPLING = 0.02  # relative, of means over some 100,000 numbers
+
+
+@pytest.mark.parametrize(("path", "expected"), [("linear", 2.0), ("gvp", math.pi**2 / 4)])
+def test_the_zero_predictor(path: str, expected: float) -> None:
+    torch.manual_seed(7)
+    found = {m.name: m for m in held_out_losses({"zero": zero}, PATHS[path], torch.randn(500, 20)).metrics()}
+    assert found["loss_zero"].value == pytest.approx(expected, rel=SAMPLING)
+    assert found["loss_zero"].lo < found["loss_zero"].value < found["loss_zero"].hi and found["loss_zero"].n == 500
+
+
+def test_what_is_explained_is_one_less_the_share_of_zero() -> None:
+    world = three()
+    torch.manual_seed(7)
+    data, _ = world.sample(600)
+    path = PATHS["linear"]
+
+    def truth(x: Tensor, t: Tensor) -> Tensor:
+        return world.velocity(path, x, t)
+
+    known = {"zero": zero, "gaussian": full_covariance(data).velocity(path), "model": truth}
+    found = held_out_losses(known, path, data)
+    told = {m.name: m for m in found.metrics()}
+    assert set(told) == {"loss_zero", "loss_gaussian", "loss", "explained_gaussian", "explained"}
+    assert told["loss"].value < told["loss_gaussian"].value < told["loss_zero"].value
+    assert told["explained"].value == pytest.approx(1 - told["loss"].value / told["loss_zero"].value)
+    assert told["explained"].lo > told["explained_gaussian"].value > 0
+
+
+def test_every_predictor_meets_the_same_noise() -> None:
+    found = held_out_losses({"zero": zero, "model": zero}, PATHS["linear"], torch.randn(30, 4))
+    assert np.array_equal(found.by_name["zero"], found.by_name["model"])
+    assert found.by_name["zero"].shape == (30, TIMES)
+
+
+def test_by_time() -> None:
+    """Zero on unit-variance data costs 2 at every time of the linear path."""
+    torch.manual_seed(7)
+    bands = held_out_losses({"zero": zero}, PATHS["linear"], torch.randn(400, 30)).by_time()
+    assert len(bands["t"]) == BANDS and bands["t"] == sorted(bands["t"])
+    assert bands["zero"] == pytest.approx([2.0] * BANDS, rel=SAMPLING)

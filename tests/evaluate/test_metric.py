@@ -1,0 +1,49 @@
+"""Metrics and their intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flops_fit.errors import InputError
+from flops_fit.evaluate.metric import Metric, bootstrapped, difference, mean_of, table
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
+    dice = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        found = mean_of("x", dice.exponential(size=60), draws=300)
+        hits += found.lo <= 1 <= found.hi
+    assert 0.88 < hits / 400 < 0.98  # 95% but for skewness at n = 60; two standard errors of the count are .022
+
+
+def test_it_agrees_with_the_normal_interval_of_many_rows() -> None:
+    values = np.random.default_rng(0).normal(size=5000)
+    found = mean_of("x", values)
+    half = 1.96 * values.std() / 5000**0.5
+    assert found.value == values.mean() and found.n == 5000
+    assert found.hi - found.lo == pytest.approx(2 * half, rel=0.1)  # of 2,000 draws
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    values = np.arange(50.0)
+    assert mean_of("x", values) == mean_of("x", values) != mean_of("x", values, seed=1)
+
+
+def test_paired_differences_use_what_both_have() -> None:
+    first, second = {1: 2.0, 2: 3.0, 3: 9.0}, {1: 1.0, 2: 2.0, 4: 0.0}
+    found = difference("d", first, second)
+    assert (found.value, found.lo, found.hi, found.n) == (1.0, 1.0, 1.0, 2)
+
+
+def test_as_a_table_and_in_words() -> None:
+    metric = Metric(name="loss", value=1.5, lo=1.4, hi=1.6, n=1000)
+    assert table([metric]) == {"loss": {"value": 1.5, "lo": 1.4, "hi": 1.6, "n": 1000}}
+    assert str(metric) == "loss 1.5 (95% 1.4 to 1.6, n = 1,000)"
+    assert Metric.from_dict(metric.to_dict()) == metric
+
+
+def test_one_row_has_no_interval() -> None:
+    with pytest.raises(InputError, match="got 1 rows; an interval needs at least 2"):
+        bootstrapped("x", lambda rows: 0.0, 1)

@@ -1,0 +1,96 @@
+"""Distances of sets: zero from a set to itself, right where the answer is known, equal to independent ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from flops_fit.errors import InputError
+from flops_fit.evaluate.sets import BANDWIDTHS, compared, energy_distance, memorised, mmd, sliced_wasserstein
+
+ITSELF = 1e-6      # the bar
+INDEPENDENT = 1e-3  # relative, the bar
+
+DISTANCES = [energy_distance, mmd, sliced_wasserstein]
+
+
+def cloud(n: int, dims: int = 6, seed: int = 0, shift: float = 0.0) -> Tensor:
+    return torch.randn(n, dims, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_set_is_no_distance_from_itself(distance: object) -> None:
+    rows = cloud(200)
+    assert abs(distance(rows, rows)) <= ITSELF  # type: ignore[operator]
+    assert abs(distance(rows, rows[torch.randperm(200)])) <= ITSELF  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_farther_sets_are_farther(distance: object) -> None:
+    found = [distance(cloud(300, shift=shift), cloud(300, seed=1)) for shift in (0.0, 0.5, 1.0, 2.0)]  # type: ignore[operator]
+    assert found == sorted(found)
+
+
+def test_energy_distance_on_a_line_is_that_of_scipy() -> None:
+    """scipy's is the square root of ours: Szekely and Rizzo's 2 int (F - G)^2."""
+    a, b = cloud(60, 1), cloud(80, 1, seed=1, shift=0.5)
+    expected = stats.energy_distance(a[:, 0].numpy(), b[:, 0].numpy()) ** 2
+    assert energy_distance(a, b) == pytest.approx(expected, rel=INDEPENDENT)
+
+
+def test_mmd_is_that_of_its_definition() -> None:
+    a, b = cloud(20).double().numpy(), cloud(15, seed=1, shift=0.3).double().numpy()
+    among = sorted(math.dist(x, y) for x in b for y in b)
+    unit = among[(len(among) - 1) // 2]  # torch's median is the lower one
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.mean([math.exp(-0.5 * (math.dist(x, y) / (w * unit)) ** 2) for w in BANDWIDTHS]))
+
+    means = [np.mean([kernel(x, y) for x in p for y in q]) for p, q in ((a, a), (b, b), (a, b))]
+    expected = means[0] + means[1] - 2 * means[2]
+    assert mmd(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=INDEPENDENT)
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 50), (50, 70)])
+def test_projections_are_compared_by_scipys_quantiles(n: int, m: int) -> None:
+    """In one dimension every direction is +-1: the distance is that of the line, here by a fine grid of quantiles."""
+    a, b = cloud(n, 1), cloud(m, 1, seed=1, shift=1.0)
+    grid = (np.arange(350_000) + 0.5) / 350_000  # a multiple of both sizes: every step is met exactly
+    x, y = (np.quantile(rows[:, 0].double().numpy(), grid, method="inverted_cdf") for rows in (a, b))
+    assert sliced_wasserstein(a, b) == pytest.approx(math.sqrt(np.mean((x - y) ** 2)), rel=INDEPENDENT)
+
+
+def test_a_shift_costs_its_length_over_the_root_of_the_dimension() -> None:
+    rows = cloud(500, 8)
+    found = sliced_wasserstein(rows, rows + 2.0)
+    assert found == pytest.approx(2.0, rel=0.1)  # |shift| / sqrt(D) = 2 sqrt(8) / sqrt(8), over 256 directions
+
+
+def test_compared_gives_the_same_with_intervals() -> None:
+    a, b = cloud(100), cloud(120, seed=1, shift=0.4)
+    energy, kernel = compared("to_held_out", a, b)
+    assert energy.name == "energy_distance_to_held_out" and kernel.name == "mmd_to_held_out"
+    assert energy.value == pytest.approx(energy_distance(a, b)) and kernel.value == pytest.approx(mmd(a, b))
+    for metric in (energy, kernel):
+        assert metric.lo < metric.hi and metric.hi > metric.value * 0.9 and metric.n == 100
+
+
+def test_copies_are_noticed() -> None:
+    training, held_out = cloud(400, 4), cloud(300, 4, seed=1)
+    copies, real = memorised(training[:200] + 1e-4, training, held_out)
+    invented, same = memorised(cloud(300, 4, seed=2), training, held_out)
+    assert copies.value == 1.0 and real == same
+    assert invented.value == pytest.approx(real.value, abs=0.05)  # both are drawn alike; standard error .017 each
+
+
+def test_what_cannot_be() -> None:
+    for distance in DISTANCES:
+        with pytest.raises(InputError, match="allowed are .n, D. and .m, D."):
+            distance(cloud(5, 3), cloud(5, 4))
+        with pytest.raises(InputError, match="at least 2"):
+            distance(cloud(1), cloud(5))
