@@ -28,7 +28,8 @@ def round_trip(said: Sequence[str], returned: Sequence[str]) -> list[Metric]:
     if len(said) != len(returned):
         raise InputError(f"returned: got {len(returned)} texts for {len(said)}; give one for each")
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise MissingExtra.of("sacrebleu", "text", "to compare texts") from error
     found = []

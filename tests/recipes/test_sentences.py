@@ -1,0 +1,124 @@
+"""The recipe of flows over vectors: trained, kept, loaded, sampled, in all flows; names and shapes that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flops_fit.data.vectors import Vectors
+from flops_fit.errors import InputError
+from flops_fit.models import ARCHITECTURES, weights
+from flops_fit.recipes.sentences import FLOWS, Matching, SentenceFlow, training
+from flops_fit.runs.watch import Quiet
+from flops_fit.study.training import train
+from flops_fit.train.options import TrainOptions
+
+DIM = 32
+FAST = TrainOptions(device="cpu", looks=2, ema=0.1)
+
+
+def rings(n: int, seed: int) -> Tensor:
+    """Sixteen circles: their covariance is a Gaussian's, they are not."""
+    angle = torch.rand(n, DIM // 2, generator=torch.Generator().manual_seed(seed)) * 6.2832
+    return torch.cat((angle.cos(), 3 * angle.sin()), dim=1) + 5
+
+
+def vectors(n: int = 300, seed: int = 3) -> Vectors:
+    values = rings(n, seed)
+    return Vectors(values, tuple(f"text {i}" for i in range(n)), {}, "rings")
+
+
+def one(**changes: Any) -> Any:
+    given = {"arch": "mlp", "size": "tiny", "epochs": 2.0, "batch_size": 32, "options": FAST}
+    return training(vectors(), vectors(100, 4), **given | changes)
+
+
+@pytest.mark.parametrize("flow", sorted(FLOWS))
+def test_every_flow_is_trained_kept_and_sampled(flow: str, tmp_path: Path) -> None:
+    teacher = None
+    if flow == "reflow":
+        train(one(), tmp_path / "teacher", watch=Quiet())
+        teacher = SentenceFlow.load(tmp_path / "teacher")
+    found = train(one(flow=flow, teacher=teacher), tmp_path / flow, watch=Quiet())
+    names = {metric.name for metric in found.metrics}
+    assert {"loss", "loss_zero", "loss_isotropic", "loss_gaussian", "explained"} <= names
+    loaded = SentenceFlow.load(tmp_path / flow)
+    sample = loaded.sample(50, seed=1, steps=4)
+    assert sample.x.shape == (50, DIM) and sample.nfe == 8
+    assert torch.equal(sample.x, loaded.sample(50, seed=1, steps=4).x)
+    again = {metric.name: metric.value for metric in loaded.measured(vectors(100, 4).values)}
+    assert again == pytest.approx({metric.name: metric.value for metric in found.metrics}, rel=1e-6)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+def test_every_network_is_trained_and_loaded(arch: str, tmp_path: Path) -> None:
+    found = train(one(arch=arch, epochs=1.0), tmp_path, watch=Quiet())
+    assert found.result.ok and SentenceFlow.load(tmp_path).config["arch"] == arch
+
+
+def test_without_a_network_the_gaussian_is_what_is_sampled() -> None:
+    """An untrained network over the Gaussian: samples have the data's mean and spread."""
+    made = one()
+    whole = SentenceFlow(made.config)
+    model = made.model_cls(**{made.size_param: made.size, **made.model_kwargs})
+    weights.fill(whole, made.parts(model), "untrained")
+    x = whole.sample(4000, steps=20).x
+    torch.testing.assert_close(x.mean(dim=0), vectors().values.mean(dim=0), rtol=0, atol=0.15)  # 300 vectors, std 2.1
+    torch.testing.assert_close(x.std(dim=0), vectors().values.std(dim=0), rtol=0.15, atol=0)
+
+
+def test_a_trained_network_knows_more_than_the_gaussian(tmp_path: Path) -> None:
+    def curve(n: int, seed: int) -> Vectors:
+        """A closed line through 8 dimensions: all its waves are uncorrelated, and one number tells all eight."""
+        angle = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) * 6.2832
+        waves = angle * torch.arange(1, 5)
+        return Vectors(torch.cat((waves.cos(), waves.sin()), dim=1), ("",) * n, {}, "a curve")
+
+    made = training(curve(2000, 5), curve(300, 6), size="small", epochs=20.0, lr=3e-3, options=FAST)
+    told = {metric.name: metric for metric in train(made, tmp_path, watch=Quiet()).metrics}
+    assert told["loss"].value < told["loss_gaussian"].value < told["loss_zero"].value
+    assert told["explained"].lo > told["explained_gaussian"].value
+
+
+def test_training_hides_nothing_from_evaluation() -> None:
+    """Coupling, times and augmentation are for training alone: held-out losses of all of them compare."""
+    model = torch.nn.Linear(DIM, DIM)
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return model(x)  # type: ignore[no-any-return]
+
+    losses = []
+    for objective in (Matching("linear"), Matching("linear", "optimal", "logit-normal", "noise:0.5")):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(float(objective(Net().eval(), [vectors().values])))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"flow": "icfn"}, "flow: got 'icfn'; .*did you mean icfm"),
+    ({"arch": "mpl"}, "arch: got 'mpl'; .*did you mean mlp"),
+    ({"size": "huge"}, "size: got 'huge'; allowed are tiny, small, base"),
+    ({"flow": "reflow"}, "give --teacher BUNDLE"),
+    ({"statistics": "mean"}, "statistics: got 'mean'; allowed are standard, robust"),
+])  # fmt: skip
+def test_what_cannot_be(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        one(**changes)
+
+
+def test_a_bundle_of_something_else_is_refused(tmp_path: Path) -> None:
+    weights.save(tmp_path, {}, {"kind": "cats"})
+    with pytest.raises(InputError, match="a bundle of kind 'cats'"):
+        SentenceFlow.load(tmp_path)
+    train(one(), tmp_path / "flow", watch=Quiet())
+    config = dict(weights.read(tmp_path / "flow")[1], arch="unet")
+    tensors = weights.read(tmp_path / "flow")[0]
+    weights.save(tmp_path / "wrong", tensors, config)
+    with pytest.raises(InputError, match="weights of another architecture"):
+        SentenceFlow.load(tmp_path / "wrong")

@@ -1,0 +1,99 @@
+"""One model trained and kept: the bundle, going on after a kill, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from flops_fit.data.batches import split_by_hash
+from flops_fit.errors import FitError, StudyMismatch
+from flops_fit.evaluate.metric import Metric
+from flops_fit.models import weights
+from flops_fit.runs.watch import Quiet
+from flops_fit.study.training import METRICS, TRAINING, Training, train
+from flops_fit.train.options import TrainOptions
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, width), nn.Linear(width, 1)
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh())  # type: ignore[no-any-return]
+
+
+def squared(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    return (model(x) - y).square().mean()  # type: ignore[no-any-return]
+
+
+def judged(model: nn.Module) -> list[Metric]:
+    with torch.no_grad():
+        value = float(model(torch.ones(1, 4)))
+    return [Metric(name="at_one", value=value, lo=value, hi=value, n=1)]
+
+
+def training(**changes: Any) -> Training:
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
+    one = Training(
+        name="a net", model_cls=Net, size_param="width", size=8, dataset=TensorDataset(x, x.sum(1, keepdim=True)),
+        objective=squared, epochs=2.0, batch_size=16, lr=0.02, options=TrainOptions(device="cpu", looks=4, ema=0.1),
+        config={"kind": "net", "width": 8}, evaluate=judged,
+    )  # fmt: skip
+    return replace(one, **changes)
+
+
+def test_a_bundle_holds_the_best_weights_and_what_was_measured(tmp_path: Path) -> None:
+    found = train(training(), tmp_path, watch=Quiet())
+    tensors, config = weights.read(tmp_path)
+    model = Net(8)
+    weights.fill(model, tensors, "bundle")
+    assert config == {"kind": "net", "width": 8, "params": 49}
+    assert found.result.ok and found.result.looks[-1][1] == found.result.loss
+    assert json.loads((tmp_path / METRICS).read_text())["metrics"]["at_one"]["value"] == judged(model)[0].value
+    told = json.loads((tmp_path / TRAINING).read_text())
+    inside = len(split_by_hash(400)[0])
+    assert told["spec"]["steps"] == -(-2 * inside // 16)  # two passes over what is not held out
+    assert told["best"]["held_out_loss"] == min(loss for _, loss in found.result.looks)
+
+
+def test_a_second_call_trains_nothing(tmp_path: Path) -> None:
+    first = train(training(), tmp_path, watch=Quiet())
+    content = (tmp_path / weights.WEIGHTS).read_bytes()
+    again = train(training(), tmp_path, watch=Quiet())
+    assert again.result == first.result and again.metrics == first.metrics
+    assert (tmp_path / weights.WEIGHTS).read_bytes() == content
+
+
+def test_half_precision_and_files_of_the_recipe(tmp_path: Path) -> None:
+    train(training(half=True, finish=lambda folder: (folder / "more.txt").write_text("more")), tmp_path, watch=Quiet())
+    assert (tmp_path / "more.txt").read_text() == "more"
+    whole = tmp_path / "whole"
+    train(training(), whole, watch=Quiet())
+    small, large = (weights.read(folder)[0]["first.weight"] for folder in (tmp_path, whole))
+    assert torch.equal(small, large.half().float())
+
+
+def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    train(training(), tmp_path, watch=Quiet())
+    with pytest.raises(StudyMismatch):
+        train(training(config={"kind": "other"}), tmp_path, watch=Quiet())
+    other = train(training(config={"kind": "other"}), tmp_path, resume=False, watch=Quiet())
+    assert other.result.ok and weights.read(tmp_path)[1]["kind"] == "other"
+
+
+def test_a_run_that_learned_nothing_leaves_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match="a net: .*nothing was kept but its journal"):
+        train(training(lr=1e6, options=TrainOptions(device="cpu")), tmp_path, watch=Quiet())
+    assert not (tmp_path / weights.WEIGHTS).exists()
