@@ -1,6 +1,6 @@
 """What a plan says that a sweep will take, beside what it took: time until the report, and memory.
 
-    python benchmarks/estimates.py CIFAR10    about 10 minutes on 2 idle cores; CIFAR10: what vit-cifar's --data takes
+    python benchmarks/estimates.py CIFAR10    about 15 minutes on 2 idle cores; CIFAR10: what vit-cifar's --data takes
 
 The three smallest budgets of each recipe, planned and then run in a fresh folder. Bar: both within 20%.
 """

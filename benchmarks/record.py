@@ -20,12 +20,18 @@ def record(name: str, figures: Mapping[str, Any]) -> None:
         "machine": f"{cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "commit": commit(),
-        "command": f"python benchmarks/{Path(sys.argv[0]).name}",
+        "command": command(),
     }
     text = json.dumps(document, indent=2) + "\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     print(text, end="")
+
+
+def command() -> str:
+    """What was typed, with the name instead of the place of every file."""
+    words = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:]]
+    return " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def cpu() -> str:

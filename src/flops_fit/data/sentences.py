@@ -11,8 +11,7 @@ from torch import Tensor
 
 from flops_fit.data.text import learn_bpe, tokenizers_library
 from flops_fit.errors import InputError
-
-END = 0  # the token that ends a sentence and fills its row
+from flops_fit.models.codec import END
 
 
 class Vocabulary:

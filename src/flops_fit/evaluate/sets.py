@@ -42,7 +42,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, seed: int = 0) -> float:
 
 
 def compared(name: str, a: Tensor, b: Tensor) -> list[Metric]:
-    """All three distances of `a` to `b`, rows of both resampled."""
+    """Energy distance and MMD of `a` to `b`, rows of both resampled."""
     _check(a, b)
     across, first, second = (_distances(*pair) for pair in ((a, b), (a, a), (b, b)))
     unit = float(second.median())

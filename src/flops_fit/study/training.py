@@ -58,9 +58,7 @@ class Training:
     seed: int = 0
     options: TrainOptions = field(default_factory=TrainOptions)
     config: Mapping[str, Any]  # kept beside the weights: plain values, enough to build the model again
-    parts: Callable[[nn.Module], Mapping[str, Tensor]] = lambda model: (
-        model.state_dict()
-    )  # what the bundle's weights are
+    parts: Callable[[nn.Module], Mapping[str, Tensor]] = nn.Module.state_dict  # what the bundle's weights are
     evaluate: Callable[[nn.Module], Sequence[Metric]] | None = None
     finish: Callable[[Path], None] | None = None  # writes what else belongs in the bundle
     half: bool = False  # weights in half precision
