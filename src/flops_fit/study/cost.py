@@ -22,12 +22,12 @@ def with_cost(
     """
     shapes = {(spec.size, spec.batch_size): spec for spec in plan.experiments}
     say(f"timing a few steps of {len(shapes)} kinds of run on this machine")
-    forget_peak(trainer.options.torch_device())
     begun, first = time.perf_counter(), [0.0]
 
     def note_start(event: Event) -> None:
         if isinstance(event, Progressed) and not first[0]:
             first[0] = time.perf_counter() - begun
+            forget_peak(trainer.options.torch_device())  # sending the data took more, before the workers held theirs
 
     results = list(executor.run(list(shapes.values()), Calibrator(trainer), note_start))
     for result in results:

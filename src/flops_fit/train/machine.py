@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -48,6 +49,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes since `forget_peak`: the most that CUDA allocated, or the largest resident size of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):  # not ru_maxrss: a process that was started by vfork and exec begins with its parent's
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) * 1024
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
