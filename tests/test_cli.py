@@ -252,9 +252,12 @@ def test_doctor() -> None:
     assert {"flops-fit", "python", "torch", "cores", "device"} <= set(found)
 
 
-@pytest.mark.parametrize("verb", ["plan", "find", "fit", "predict", "status", "doctor"])
+VERBS = ("plan", "find", "fit", "predict", "status", "doctor", "train sentences", "train codec", "sample", "evaluate")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    shown = CliRunner().invoke(cli.app, [verb, "--help"])
+    shown = CliRunner().invoke(cli.app, [*verb.split(), "--help"])
     assert shown.exit_code == 0
     assert f"Example: flops-fit {verb}" in shown.output
     assert "--json" in shown.output

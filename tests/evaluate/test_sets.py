@@ -73,11 +73,24 @@ def test_a_shift_costs_its_length_over_the_root_of_the_dimension() -> None:
 
 def test_compared_gives_the_same_with_intervals() -> None:
     a, b = cloud(100), cloud(120, seed=1, shift=0.4)
-    energy, kernel = compared("to_held_out", a, b)
-    assert energy.name == "energy_distance_to_held_out" and kernel.name == "mmd_to_held_out"
-    assert energy.value == pytest.approx(energy_distance(a, b)) and kernel.value == pytest.approx(mmd(a, b))
-    for metric in (energy, kernel):
-        assert metric.lo < metric.hi and metric.hi > metric.value * 0.9 and metric.n == 100
+    found = {metric.name: metric for metric in compared("to_held_out", a, b)}
+    own = {"energy_distance": energy_distance, "mmd": mmd, "sliced_wasserstein": sliced_wasserstein}
+    assert found.keys() == {f"{name}_to_held_out" for name in own}
+    for name, distance in own.items():
+        metric = found[f"{name}_to_held_out"]
+        assert metric.value == pytest.approx(distance(a, b)) and metric.n == 100
+        assert 0 <= metric.lo < metric.value < metric.hi
+
+
+def test_the_interval_of_a_distance_holds_its_value_again_and_again() -> None:
+    """95% intervals of a distance between sets of 150, against the distance of sets so large that it is known."""
+    true = energy_distance(cloud(3000, 4, seed=90), cloud(3000, 4, seed=91, shift=0.5))
+    held = 0
+    for seed in range(20):
+        a, b = cloud(150, 4, seed=2 * seed), cloud(150, 4, seed=2 * seed + 1, shift=0.5)
+        energy = compared("x", a, b)[0]
+        held += energy.lo <= true <= energy.hi
+    assert held >= 16  # of 20 at 95%: fewer have a chance of .3%
 
 
 def test_copies_are_noticed() -> None:

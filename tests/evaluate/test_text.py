@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from flops_fit.errors import InputError
-from flops_fit.evaluate.text import distinct, known_words, round_trip, words
+from flops_fit.evaluate.text import SELF, WordModel, distinct, known_words, round_trip, self_bleu, words
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="pip install sacrebleu")
 
@@ -43,3 +45,42 @@ def test_distinct_counts_different_pairs() -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(InputError, match="got 2 texts for 3"):
         round_trip(SAID, CAME[:2])
+
+
+def test_self_bleu_is_the_mean_of_sacrebleus_sentence_scores() -> None:
+    some = SAID + CAME[:1]
+    by_hand = [
+        sacrebleu.sentence_bleu(one, some[:i] + some[i + 1 :], use_effective_order=True).score
+        for i, one in enumerate(some)
+    ]
+    assert self_bleu(some).value == pytest.approx(sum(by_hand) / len(by_hand))
+    assert self_bleu([SAID[0]] * 5).value == pytest.approx(100)
+    assert self_bleu([*SAID, *CAME] * SELF).n == SELF
+
+
+# --- the model of words ---------------------------------------------------------------------------------------------
+
+
+def test_probabilities_of_all_words_and_of_one_unknown_sum_to_one() -> None:
+    model = WordModel(SAID)
+    vocabulary = {word for text in SAID for word in words(text)} | {"", "never"}
+    for before in (["", ""], ["a", "man"], ["dogs", "never"], ["never", "never"]):
+        assert sum(model.probability(word, before) for word in vocabulary) == pytest.approx(1)
+
+
+def test_witten_bell_by_hand() -> None:
+    """Two texts, "a b" and "a c". At the bottom 4 known (a b c END) and 1 unknown; 6 tokens of 4 kinds seen."""
+    model = WordModel(["a b", "a c"], order=2)
+    one = (1 + 4 / 5) / (6 + 4)  # b by itself: seen once among 6, plus 4 kinds x 1/5
+    assert model.probability("b", []) == pytest.approx(one)
+    assert model.probability("b", ["a"]) == pytest.approx((1 + 2 * one) / (2 + 2))
+    assert model.probability("b", ["never"]) == pytest.approx(one)
+
+
+def test_perplexity_is_low_for_what_was_read_and_bounded_by_the_vocabulary() -> None:
+    model = WordModel(SAID)
+    assert model.perplexity(SAID).value < model.perplexity(CAME).value < model.perplexity(["zxq zxq", "qqq"]).value
+    only = WordModel(["a a a a"] * 50, order=1)  # 200 of a and 50 ends, and hardly a chance for the third
+    assert only.perplexity(["a a a a"] * 2).value == pytest.approx(
+        math.exp(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2))), rel=0.02  # 2 kinds in 250 tokens go to the rest
+    )

@@ -50,7 +50,7 @@ def test_every_flow_is_trained_kept_and_sampled(flow: str, tmp_path: Path) -> No
     sample = loaded.sample(50, seed=1, steps=4)
     assert sample.x.shape == (50, DIM) and sample.nfe == 8
     assert torch.equal(sample.x, loaded.sample(50, seed=1, steps=4).x)
-    again = {metric.name: metric.value for metric in loaded.measured(vectors(100, 4).values)}
+    again = {metric.name: metric.value for metric in loaded.losses(vectors(100, 4).values).metrics()}
     assert again == pytest.approx({metric.name: metric.value for metric in found.metrics}, rel=1e-6)
 
 

@@ -1,17 +1,17 @@
-"""The command line: parse, call, print. One JSON document on stdout with --json; all else goes to stderr."""
+"""From a budget to a size: plan, find, fit, predict, status, doctor."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flops_fit.errors import FlopsFitError, InputError
+from flops_fit.cli.app import AsJson, app, printed
+from flops_fit.errors import InputError
 from flops_fit.recipes import BUILT_IN, load
 
 if TYPE_CHECKING:
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 2.0  # between two looks of `status --follow`
 
-app = typer.Typer(
-    help="From a compute budget to the size of your model, the data it needs and the loss to expect.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help=f"{', '.join(BUILT_IN)}, or module:function returning a Study")
 ]
@@ -37,7 +29,6 @@ Data = Annotated[
 ]
 Budgets = Annotated[str | None, typer.Option(help="FLOPs of one run each, comma-separated: 1e11,3e11,1e12")]
 SizeList = Annotated[str | None, typer.Option(help="these sizes at every budget, comma-separated, instead of a search")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout and nothing else there")]
 ExecutorName = Annotated[str, typer.Option(help="local, inline, processes, or ranks (share each run)")]
 Workers = Annotated[int | None, typer.Option(help="worker processes, or ranks; default: one for each core")]
 Seed = Annotated[int | None, typer.Option(help="of initialisation and data order; default: the recipe's")]
@@ -47,11 +38,11 @@ Bootstrap = Annotated[int, typer.Option(help="resamples behind the intervals")]
 @app.command(epilog="Example: flops-fit plan gpt-python --budgets 2e11,6e11,1.8e12")
 def plan(
     recipe: RecipeName, data: Data = None, budgets: Budgets = None, sizes: SizeList = None,
-    executor: ExecutorName = "local", workers: Workers = None, seed: Seed = None, as_json: Json = False,
+    executor: ExecutorName = "local", workers: Workers = None, seed: Seed = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show what a sweep would run and cost on this machine, without training."""
     planned = _sweep(_study(recipe, data, budgets, sizes, seed), executor, workers).plan()
-    _print(planned.to_dict() if as_json else str(planned))
+    printed(planned.to_dict() if as_json else str(planned))
 
 
 @app.command(epilog="Example: flops-fit find gpt-python --verify 4")
@@ -72,7 +63,7 @@ def find(
     workers: Workers = None,
     seed: Seed = None,
     bootstrap: Bootstrap = 4000,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the sweep, fit the law and answer: how big, how much data, which loss. Resumes where it stopped."""
     sweep = _sweep(_study(recipe, data, budgets, sizes, seed), executor, workers)
@@ -99,7 +90,7 @@ def fit(
     ] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="leave out no run that looks wrong")] = False,
     report: Annotated[Path | None, typer.Option(help="write the HTML report there")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit the law to a table of finished runs."""
     from typing import cast
@@ -124,7 +115,7 @@ def predict(
     smaller: Annotated[str | None, typer.Option(help="cost of models so many times smaller: 2,4,8")] = None,
     flops_per_second: Annotated[float | None, typer.Option(help="of one device, as measured: hours")] = None,
     price_per_hour: Annotated[float | None, typer.Option(help="of one device: money")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read a result back and answer for other budgets, for a loss, for serving, for limited data."""
     law = _read_result(result)
@@ -147,9 +138,9 @@ def predict(
     if flops_per_second is not None:
         found["price"] = [law.price(c, flops_per_second, price_per_hour) for c in asked]
     if as_json:
-        _print(_finite({name: [answer.to_dict() for answer in answers] for name, answers in found.items()}))
+        printed(_finite({name: [answer.to_dict() for answer in answers] for name, answers in found.items()}))
     else:
-        _print("\n".join(_sentence(a, law.runs.unit) if name == "predictions" else str(a)
+        printed("\n".join(_sentence(a, law.runs.unit) if name == "predictions" else str(a)
                          for name, answers in found.items() for a in answers))  # fmt: skip
 
 
@@ -159,31 +150,18 @@ def status(
     follow: Annotated[
         bool, typer.Option("--follow", help="draw it anew every 2 s on stderr until the sweep ends, or Ctrl-C")
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how a sweep stands: running, finished, stopped or failed; best losses, failures, time left, verdict."""
     found = _look(folder, follow)
-    _print(found.to_dict() if as_json else str(found))
+    printed(found.to_dict() if as_json else str(found))
 
 
 @app.command(epilog="Example: flops-fit doctor")
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Show what this machine has: Python, packages, device, matmul speed."""
     found = _examine()
-    _print(found if as_json else "\n".join(f"{name:<16} {value}" for name, value in found.items()))
-
-
-def main() -> None:
-    """Entry point: errors of ours become one line on stderr and exit code 2."""
-    try:
-        app()
-    except FlopsFitError as error:
-        _fail(error)
-
-
-def _fail(error: FlopsFitError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+    printed(found if as_json else "\n".join(f"{name:<16} {value}" for name, value in found.items()))
 
 
 def _study(recipe: str, data: str | None, budgets: str | None, sizes: str | None, seed: int | None) -> Study:
@@ -259,9 +237,9 @@ def _read_result(path: Path) -> Result:
 
 def _show(result: Result, as_json: bool, closing: str = "") -> None:
     if as_json:
-        _print(result.to_dict())
+        printed(result.to_dict())
         return
-    _print("\n".join([result.summary(), closing]).rstrip())
+    printed("\n".join([result.summary(), closing]).rstrip())
 
 
 def _finite(document: Any) -> Any:
@@ -302,12 +280,3 @@ def _examine() -> dict[str, Any]:
     except ImportError:
         return found
     return {**found, **device_report()}
-
-
-def _print(document: dict[str, Any] | str) -> None:
-    text = document if isinstance(document, str) else json.dumps(document, allow_nan=False)
-    sys.stdout.write(text + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ The home of sonar.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +21,15 @@ from flops_fit.errors import InputError, MissingExtra
 from flops_fit.models import weights
 from flops_fit.models.codec import SentenceCodec
 
+HASH = 12  # characters of a codec's weights' SHA-256 that are kept with vectors
 AT_ONCE = 256  # sentences through the model together
 VOCABULARY = "tokenizer.json"
 
 
 class Codec(Protocol):
     """Contract, tested over every implementation: rows stay in order, and no text or no row gives none."""
+
+    reference: str  # what `codec_named` takes to find this very codec again
 
     @property
     def dim(self) -> int: ...
@@ -36,8 +40,8 @@ class Codec(Protocol):
 class Embedded:
     """A trained `SentenceCodec` with its vocabulary."""
 
-    def __init__(self, model: SentenceCodec, vocabulary: Vocabulary) -> None:
-        self.model, self.vocabulary = model.eval(), vocabulary
+    def __init__(self, model: SentenceCodec, vocabulary: Vocabulary, reference: str = "") -> None:
+        self.model, self.vocabulary, self.reference = model.eval(), vocabulary, reference
 
     @classmethod
     def load(cls, folder: Path) -> Embedded:
@@ -50,7 +54,8 @@ class Embedded:
             told = f"{folder}: not a sentence codec ({error})"
             raise InputError(f"{told}; give the folder that `train codec` wrote") from error
         weights.fill(model, tensors, str(folder))
-        return cls(model, vocabulary)
+        digest = hashlib.sha256((folder / weights.WEIGHTS).read_bytes()).hexdigest()
+        return cls(model, vocabulary, f"{folder}@{digest[:HASH]}")
 
     @property
     def dim(self) -> int:
@@ -71,7 +76,7 @@ class Embedded:
 class Sonar:
     """SONAR's encoder and decoder, loaded when first used; their weights, 2 to 3 GB, are fetched by fairseq2."""
 
-    dim = 1024
+    dim, reference = 1024, "sonar"
 
     def __init__(self, language: str = "eng_Latn", device: str = "cpu") -> None:
         try:
@@ -101,6 +106,26 @@ class Sonar:
             name = "text_sonar_basic_decoder"
             self._decoder = self._pipelines[1](decoder=name, tokenizer="text_sonar_basic_encoder", device=self._device)
         return list(self._decoder.predict(vectors.to(self._device), target_lang=self._language, max_seq_len=512))
+
+
+def codec_named(name: str) -> Codec:
+    """The codec of that name: sonar, the one that comes with flops-fit (codec), or the folder of one.
+
+    Args:
+        name: with "@hash" behind it as in `reference`, the weights must be those.
+
+    Raises:
+        InputError: no such codec, or another has taken its place: vectors of one codec mean nothing to another.
+    """
+    if name == Sonar.reference:
+        return Sonar()
+    name, _, wanted = name.partition("@")
+    found = Embedded.load(weights.located(name))
+    found.reference = f"{name}@{found.reference.rpartition('@')[2]}"
+    if wanted and not found.reference.endswith(f"@{wanted}"):
+        told = f"codec: {name} has other weights ({found.reference}) than those of the vectors (@{wanted})"
+        raise InputError(f"{told}; give --codec and the folder of the one that made them")
+    return found
 
 
 def check(vectors: Tensor, dim: int) -> None:

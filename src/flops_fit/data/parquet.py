@@ -62,6 +62,24 @@ def matrix(path: Path, name: str) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
+def write(path: Path, columns: dict[str, list[Any]]) -> None:
+    """A file with these columns, all of one length.
+
+    Raises:
+        InputError: the folder is not there or cannot be written.
+        MissingExtra: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow.parquet import write_table
+    except ImportError as error:
+        raise MissingExtra.of("pyarrow", "data", "to write parquet files") from error
+    try:
+        write_table(pyarrow.table(columns), path)
+    except OSError as error:
+        raise InputError(f"--out: {path} cannot be written ({error}); give a file in a folder that exists") from error
+
+
 def _opened(path: Path) -> Any:
     try:
         import pyarrow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flops_fit.data.stories import made_up_stories
 from flops_fit.data.text import learn_bpe, tokenizers_library
 from flops_fit.errors import InputError
 from flops_fit.models.codec import END
+
+BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"])")
 
 
 class Vocabulary:
@@ -75,3 +79,17 @@ def read_sentences(path: str | Path, most_words: int | None = None) -> list[str]
         size = f"of {most_words} words or fewer" if most_words else "at all"
         raise InputError(f"data: {path.name} holds no sentence {size}; give others")
     return kept
+
+
+def made_up_sentences(n: int, most_words: int = 20) -> list[str]:
+    """The first n different sentences of made-up stories."""
+    found: dict[str, None] = {}
+    if n == 0:
+        return []
+    for story in made_up_stories():
+        for sentence in BETWEEN_SENTENCES.split(story):
+            if len(sentence.split()) <= most_words:
+                found[sentence] = None
+                if len(found) == n:
+                    return list(found)
+    raise AssertionError("stories have no end")

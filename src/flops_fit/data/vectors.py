@@ -7,7 +7,8 @@ A file has a column `embedding` (lists of numbers, all of one length) and, where
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,7 @@ class Vectors:
     texts: tuple[str, ...]
     columns: dict[str, tuple[Any, ...]]
     described: str
+    codec: str = ""  # that made them, as `codec_named` takes it; "" where nobody said
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,7 +46,8 @@ class Vectors:
         """Those rows, by number."""
         numbers = rows.tolist()
         columns = {name: tuple(values[i] for i in numbers) for name, values in self.columns.items()}
-        return Vectors(self.values[rows], tuple(self.texts[i] for i in numbers), columns, self.described)
+        texts = tuple(self.texts[i] for i in numbers)
+        return replace(self, values=self.values[rows], texts=texts, columns=columns)
 
     def where(self, column: str, value: object) -> Vectors:
         """The rows with that value. Raises InputError where there are none."""
@@ -81,6 +84,11 @@ def read_vectors(path: str | Path, dim: int | None = None) -> Vectors:
     columns = {name: tuple(parquet.column(path, name)) for name in names if name not in ("embedding", "text")}
     texts = tuple(text or "" for text in parquet.column(path, "text")) if "text" in names else ("",) * len(values)
     return Vectors(values, texts, columns, f"{path.name}: {len(values):,} vectors of {values.shape[1]}")
+
+
+def write_vectors(path: str | Path, values: Tensor, texts: Sequence[str]) -> None:
+    """A parquet file that `read_vectors` reads again, values as float32."""
+    parquet.write(Path(path), {"embedding": list(values.float().numpy()), "text": list(texts)})
 
 
 class Normaliser(nn.Module):

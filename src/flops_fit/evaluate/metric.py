@@ -60,6 +60,16 @@ def bootstrapped(name: str, statistic: Statistic, n: int, draws: int = DRAWS, se
     return Metric(name=name, value=statistic(np.arange(n)), lo=float(lo), hi=float(hi), n=n)
 
 
+def centred(name: str, value: float, resampled: Sequence[float], n: int) -> Metric:
+    """A distance between sets, >= 0, with the spread of its resamples about itself.
+
+    Resamples repeat rows, so all of them are further apart than the sets: their quantiles would not hold the value.
+    """
+    off = np.asarray(resampled) - np.mean(resampled)
+    lo, hi = np.quantile(off, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Metric(name=name, value=value, lo=max(0.0, value + float(lo)), hi=value + float(hi), n=n)
+
+
 def difference(name: str, first: Mapping[Any, float], second: Mapping[Any, float], draws: int = DRAWS) -> Metric:
     """Mean of first - second over the keys that both have: the same rows, seeds or times, so a paired interval."""
     keys = [key for key in first if key in second]

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flops_fit.errors import InputError
-from flops_fit.evaluate.metric import Metric, mean_of
+from flops_fit.evaluate.metric import Metric, centred, mean_of
 
 PROJECTIONS = 256  # directions of the sliced distance
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernel, in units of the median distance of the second set
 DRAWS = 400  # resamples of statistics that cost a matrix each
+SLICED_DRAWS = 50  # each sorts all projections
 CLOSE = 0.05  # of the training set's own nearest neighbours lie nearer than what counts as a repeat
 
 
@@ -42,7 +43,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, seed: int = 0) -> float:
 
 
 def compared(name: str, a: Tensor, b: Tensor) -> list[Metric]:
-    """Energy distance and MMD of `a` to `b`, rows of both resampled."""
+    """Energy distance, MMD and sliced Wasserstein distance of `a` to `b`, rows of both resampled."""
     _check(a, b)
     across, first, second = (_distances(*pair) for pair in ((a, b), (a, a), (b, b)))
     unit = float(second.median())
@@ -54,7 +55,17 @@ def compared(name: str, a: Tensor, b: Tensor) -> list[Metric]:
 
     energy = of(tuple(one.numpy() for one in (across, first, second)), 1)
     kernel = of(tuple(one.numpy() for one in kernels), -1)
-    return [energy, kernel]
+    return [energy, kernel, _sliced(name, a, b)]
+
+
+def _sliced(name: str, a: Tensor, b: Tensor) -> Metric:
+    dice = np.random.default_rng(0)
+
+    def resampled(rows: Tensor) -> Tensor:
+        return rows[torch.from_numpy(dice.integers(0, len(rows), len(rows)))]
+
+    found = [sliced_wasserstein(resampled(a), resampled(b)) for _ in range(SLICED_DRAWS)]
+    return centred(f"sliced_wasserstein_{name}", sliced_wasserstein(a, b), found, len(a))
 
 
 def _two_sets(
@@ -69,8 +80,7 @@ def _two_sets(
 
     n, m = len(first), len(second)
     found = [statistic(dice.choice(n, n), dice.choice(m, m)) for _ in range(DRAWS)]
-    lo, hi = np.quantile(found, [0.025, 0.975])
-    return Metric(name=label, value=statistic(np.arange(n), np.arange(m)), lo=float(lo), hi=float(hi), n=n)
+    return centred(label, statistic(np.arange(n), np.arange(m)), found, n)
 
 
 def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metric]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from flops_fit.evaluate.metric import DRAWS, Metric, bootstrapped, mean_of
 
 WORD = re.compile(r"[a-z']+|[0-9]+")
 BLEU_DRAWS = 200  # each is a corpus score of its own
+EDGE = ""  # before the first word and after the last
+SELF = 200  # texts of a self-BLEU: each is scored against all others
 
 
 def words(text: str) -> list[str]:
@@ -27,13 +31,8 @@ def round_trip(said: Sequence[str], returned: Sequence[str]) -> list[Metric]:
     """
     if len(said) != len(returned):
         raise InputError(f"returned: got {len(returned)} texts for {len(said)}; give one for each")
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError as error:
-        raise MissingExtra.of("sacrebleu", "text", "to compare texts") from error
     found = []
-    for name, scorer in (("bleu", BLEU()), ("chrf", CHRF())):
+    for name, scorer in (("bleu", _sacrebleu().BLEU()), ("chrf", _sacrebleu().CHRF())):
         statistics = np.array(scorer._extract_corpus_statistics(list(returned), [list(said)]))  # (n, counts)
 
         def score(rows, scorer=scorer, statistics=statistics) -> float:  # type: ignore[no-untyped-def]
@@ -70,3 +69,70 @@ def distinct(texts: Sequence[str], n: int = 2) -> Metric:
     half = [share(np.random.default_rng(seed).permutation(len(texts))[: len(texts) // 2]) for seed in range(100)]
     spread = float(np.std(half)) / 2**0.5  # of half samples without repeats, which a bootstrap would take for copies
     return Metric(name=f"distinct_{n}", value=full, lo=full - 1.96 * spread, hi=full + 1.96 * spread, n=len(texts))
+
+
+def self_bleu(texts: Sequence[str]) -> Metric:
+    """Mean BLEU of a text against all others, 0 to 100: how much they say the same (Zhu et al. 2018, arXiv 1802.01886).
+
+    Of the first `SELF` texts: it grows with their number. Texts of fewer than 4 words are scored by what they have.
+    """
+    scorer, some = _sacrebleu().BLEU(effective_order=True), list(texts[:SELF])
+    scores = [scorer.sentence_score(one, some[:i] + some[i + 1 :]).score for i, one in enumerate(some)]
+    return mean_of("self_bleu", np.array(scores))
+
+
+class WordModel:
+    """A trigram model of words, interpolated as by Witten and Bell (1991; Chen and Goodman 1999, Eq. 16).
+
+    p(w | h) = (c(h w) + T(h) p(w | shorter h)) / (c(h) + T(h)) with T(h) different words seen after h; at the bottom
+    every known word and "a word never seen" are equally likely.
+    """
+
+    def __init__(self, texts: Sequence[str], order: int = 3) -> None:
+        self.order = order
+        self._after: dict[tuple[str, ...], Counter[str]] = {}
+        for text in texts:
+            row = self._row(text)
+            for place in range(order - 1, len(row)):
+                for length in range(order):
+                    self._after.setdefault(tuple(row[place - length : place]), Counter())[row[place]] += 1
+        self._totals = {context: sum(counts.values()) for context, counts in self._after.items()}
+        self._known = len(self._after.get((), ())) + 1
+
+    def _row(self, text: str) -> list[str]:
+        return [EDGE] * (self.order - 1) + words(text) + [EDGE]
+
+    def probability(self, word: str, before: Sequence[str]) -> float:
+        """Of `word` after the last order - 1 words of `before`."""
+        found = 1 / self._known
+        for length in range(min(self.order, len(before) + 1)):
+            counts = self._after.get(tuple(before[len(before) - length :]))
+            if counts is None:
+                break
+            different = len(counts)
+            total = self._totals[tuple(before[len(before) - length :])]
+            found = (counts[word] + different * found) / (total + different)
+        return found
+
+    def perplexity(self, texts: Sequence[str]) -> Metric:
+        """exp of the mean negative log-probability of a word, ends among them; texts are resampled."""
+        sums = []
+        for text in texts:
+            row = self._row(text)
+            places = range(self.order - 1, len(row))
+            sums.append((sum(math.log(self.probability(row[i], row[:i])) for i in places), len(places)))
+        table = np.array(sums)  # (n, 2)
+
+        def statistic(rows) -> float:  # type: ignore[no-untyped-def]
+            nats, count = table[rows].sum(axis=0)
+            return float(np.exp(-nats / count))
+
+        return bootstrapped("perplexity", statistic, len(texts))
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu.metrics
+    except ImportError as error:
+        raise MissingExtra.of("sacrebleu", "text", "to compare texts") from error
+    return sacrebleu.metrics

@@ -17,6 +17,21 @@ from torch import Tensor, nn
 from flops_fit.errors import InputError, MissingExtra
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+SHIPPED = Path(__file__).resolve().parents[1] / "bundles"  # those that come with flops-fit, by name
+
+
+def located(bundle: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle: one on the disk, or one that comes with flops-fit, by its name.
+
+    Raises:
+        InputError: neither.
+    """
+    if Path(bundle).is_dir():
+        return Path(bundle)
+    shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+    if str(bundle) in shipped:
+        return SHIPPED / str(bundle)
+    raise InputError.unknown("BUNDLE", str(bundle), [*shipped, "the folder that `flops-fit train` wrote"])
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, half: bool = False) -> None:

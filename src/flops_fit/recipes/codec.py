@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from flops_fit.data.codecs import VOCABULARY, Embedded
-from flops_fit.data.sentences import Vocabulary, read_sentences
+from flops_fit.data.sentences import Vocabulary, made_up_sentences, read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.evaluate.metric import Metric
 from flops_fit.evaluate.text import round_trip
@@ -24,6 +24,7 @@ from flops_fit.models.codec import SentenceCodec, written
 from flops_fit.study.training import Training
 from flops_fit.train.options import TrainOptions
 
+KIND = "codec"
 MOST_WORDS = 20
 VOCABULARY_SIZE = 4096
 CONTEXT = 28  # tokens; a sentence of 20 words has about 24
@@ -65,11 +66,17 @@ def training(
     batch_size: int = 128,
     lr: float = 2e-3,
     seed: int = 0,
+    made_up: int = 0,
 ) -> Training:
-    """A codec of the sentences of up to 20 words in a text file, one a line."""
+    """A codec of the sentences of up to 20 words in a text file, one a line.
+
+    Args:
+        made_up: sentences of made-up stories that it learns beside them; it is judged by those of the file alone.
+    """
     sentences = list(dict.fromkeys(read_sentences(data, MOST_WORDS)))  # each once
     held_out = [sentence for sentence in sentences if is_held_out(sentence)]
-    known = [sentence for sentence in sentences if not is_held_out(sentence)]
+    stories = made_up_sentences(made_up, MOST_WORDS)
+    known = [sentence for sentence in dict.fromkeys(sentences + stories) if not is_held_out(sentence)]
     vocabulary = Vocabulary.learned(known, VOCABULARY_SIZE)
     arguments = {"width": width, "vocab_size": len(vocabulary), "context": CONTEXT, "layers": layers}
     objective = Reconstruction()
@@ -88,7 +95,7 @@ def training(
         held_out=TensorDataset(vocabulary.encode(held_out, CONTEXT)),
         objective=objective, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         options=TrainOptions(warmup=0.02, decay=0.4, weight_decay=0.02, looks=20, ema=0.05),
-        config={"kind": "codec", "arguments": arguments, "objective": asdict(objective), "sentences": len(known)},
+        config={"kind": KIND, "arguments": arguments, "objective": asdict(objective), "sentences": len(known)},
         evaluate=judged, finish=finish, half=True,
     )  # fmt: skip
 

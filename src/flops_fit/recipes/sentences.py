@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from flops_fit.data.batches import split_by_hash
 from flops_fit.data.vectors import Augmentation, Normaliser, Vectors
 from flops_fit.errors import InputError
-from flops_fit.evaluate.flow import held_out_losses
+from flops_fit.evaluate.flow import Losses, held_out_losses
 from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.baselines import Gaussian, full_covariance, isotropic, zero
 from flops_fit.flow.couplings import coupling_named
@@ -36,6 +36,7 @@ FLOWS = {  # name: (path, coupling)
     "icfm": ("linear", "independent"), "otcfm": ("linear", "optimal"), "gvp": ("gvp", "independent"),
     "reflow": ("linear", "independent"),
 }  # fmt: skip
+OPTIONS = TrainOptions(warmup=0.05, decay=0.5, weight_decay=0.1, looks=20, ema=0.1)
 PAIRS = 8  # reflow: pairs that the teacher makes for each training vector
 PAIR_STEPS = 20  # of Heun's method, for each
 
@@ -50,12 +51,18 @@ class Matching:
     times: str = "uniform"
     augmentation: str = ""
 
+    def __post_init__(self) -> None:
+        _ = self.flow, Augmentation(self.augmentation)  # unknown names are told before anything is trained
+
+    @property
+    def flow(self) -> Flow:
+        return Flow(path_named(self.path), times_named(self.times), coupling_named(self.coupling))
+
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         path, data = path_named(self.path), batch[0]
         if not model.training:
             return flow_loss(model, Flow(path), data)
-        flow = Flow(path, times_named(self.times), coupling_named(self.coupling))
-        return flow_loss(model, flow, Augmentation(self.augmentation)(data))
+        return flow_loss(model, self.flow, Augmentation(self.augmentation)(data))
 
 
 @dataclass(frozen=True)
@@ -108,15 +115,15 @@ class SentenceFlow(nn.Module):
         found = solve(velocity or self.velocity, noise, method, steps)
         return Solution(self.normaliser.back(found.x), found.nfe, found.times, None)
 
-    def measured(self, raw: Tensor) -> list[Metric]:
-        """Held-out loss on vectors (n, D) beside the predictors that need no training."""
+    def losses(self, raw: Tensor) -> Losses:
+        """On held-out vectors (n, D), beside the predictors that need no training."""
         data = self.normaliser(raw)
         level = isotropic(self.gaussian.variances.sqrt()[None] * torch.tensor([[1.0], [-1.0]]))
         known: dict[str, Velocity] = {
             "zero": zero, "isotropic": level.velocity(self.path), "gaussian": self.gaussian.velocity(self.path),
             "model": self.velocity,
         }  # fmt: skip
-        return held_out_losses(known, self.path, data).metrics()
+        return held_out_losses(known, self.path, data)
 
     @classmethod
     def load(cls, folder: Folder) -> SentenceFlow:
@@ -183,9 +190,10 @@ def training(
     config = {
         "kind": KIND, "dim": dim, "arch": arch, "size": size, "arguments": given, "flow": flow, "path": path,
         "preconditioned": preconditioned, "statistics": statistics, "times": times, "augmentation": augmentation,
-        "gaussian": gaussian.note, "data": vectors.described, "data_hash": vectors.fingerprint,
-        "held_out_hash": held_out.fingerprint,
+        "gaussian": gaussian.note, "data": vectors.described, "data_hash": vectors.fingerprint, "codec": vectors.codec,
+        "held_out_hash": held_out.fingerprint, "vectors": len(vectors),
     }  # fmt: skip
+    objective = Matching(path, coupling, times, augmentation) if teacher is None else Straightening(path)
     create_model(arch, size, **given, dim=dim)  # names and sizes are wrong here, or never
     hidden = given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"])
     over = {"mean": gaussian.mean, "variances": gaussian.variances} if preconditioned else {}
@@ -201,15 +209,15 @@ def training(
         return _whole(config, normaliser, gaussian, model).state_dict()
 
     def judged(model: nn.Module) -> list[Metric]:
-        return _whole(config, normaliser, gaussian, model).eval().measured(held_out.values)
+        return _whole(config, normaliser, gaussian, model).eval().losses(held_out.values).metrics()
 
     return Training(
         name=f"{arch} {flow}", model_cls=velocity_network, size_param="hidden", size=hidden,
         model_kwargs={"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **over},
         dataset=TensorDataset(*data), held_out=TensorDataset(*judge),
-        objective=Matching(path, coupling, times, augmentation) if teacher is None else Straightening(path),
+        objective=objective,
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
-        options=options or TrainOptions(warmup=0.05, decay=0.5, weight_decay=0.1, looks=20, ema=0.1),
+        options=options or OPTIONS,
         config=config, parts=parts, evaluate=judged,
     )  # fmt: skip
 

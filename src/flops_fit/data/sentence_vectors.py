@@ -1,0 +1,75 @@
+"""Sentence vectors to train on and held-out ones, from what a user has: vectors, text, or nothing at all.
+
+    FILE.parquet    its vectors; split by its column `split` (train, and any other), or by hash
+    another FILE    text, one sentence a line, encoded by a codec
+    nothing         sentences of made-up stories, encoded by the codec that comes with flops-fit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from flops_fit.data.batches import split_by_hash
+from flops_fit.data.codecs import Codec, codec_named
+from flops_fit.data.sentences import made_up_sentences, read_sentences
+from flops_fit.data.text import is_held_out
+from flops_fit.data.vectors import Vectors, read_vectors
+from flops_fit.errors import InputError
+
+HELD_OUT = 1000  # of texts that are encoded for it, at most
+MADE_UP = 40_000  # sentences; a twentieth of them is held out
+WORDS = 20  # of a sentence at most: what the codec was trained on
+DEFAULT_CODEC = "codec"
+
+
+def sentence_vectors(data: str | None, codec: str | None = None, most: int | None = None) -> tuple[Vectors, Vectors]:
+    """(to train on, held out).
+
+    Args:
+        data: a parquet file, a text file, or None for made-up sentences.
+        codec: text: what encodes it, None the default one. Vectors: what made them, None where nobody knows.
+        most: vectors to train on at most; the first ones.
+
+    Raises:
+        InputError: a file that cannot be used, or an unknown codec.
+    """
+    if data is not None and Path(data).suffix == ".parquet":
+        train, held_out = _split(read_vectors(data))
+        if codec is not None:
+            train, held_out = (replace(part, codec=codec) for part in (train, held_out))
+        return train.at(torch.arange(len(train))[:most]), held_out
+    sentences = made_up_sentences(MADE_UP) if data is None else list(dict.fromkeys(read_sentences(data, WORDS)))
+    known = [sentence for sentence in sentences if not is_held_out(sentence)][:most]
+    unseen = [sentence for sentence in sentences if is_held_out(sentence)][:HELD_OUT]
+    if len(known) < 2 or len(unseen) < 2:
+        told = f"data: {len(known)} sentences to train on and {len(unseen)} held out are left"
+        raise InputError(f"{told}; give more: one in twenty is held out, and at least 2 are needed of each")
+    coder, origin = codec_named(codec or DEFAULT_CODEC), "made-up sentences" if data is None else Path(data).name
+    return encoded(coder, known, origin), encoded(coder, unseen, origin)
+
+
+def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:
+    """The vectors of texts."""
+    return Vectors(
+        codec.encode(texts), tuple(texts), {},
+        f"{origin}: {len(texts):,} sentences as vectors of {codec.dim}", codec.reference,
+    )  # fmt: skip
+
+
+def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:
+    """By the column `split` where there is one: train, and val or whatever else comes first."""
+    names = dict.fromkeys(vectors.columns.get("split", ()))
+    if "train" in names and len(names) > 1:
+        return vectors.where("split", "train"), vectors.where("split", held_out_name(names))
+    inside, outside = split_by_hash(len(vectors))
+    return vectors.at(inside), vectors.at(outside)
+
+
+def held_out_name(names: Sequence[str] | dict[str, None]) -> str:
+    """Of the parts of a file, the one to judge by."""
+    usual = [name for name in ("val", "valid", "validation", "test") if name in names]
+    return [*usual, *(name for name in names if name != "train")][0]

@@ -1,0 +1,87 @@
+"""Where sentence vectors come from: parquet, text, or made up; what is held out; what cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.test_codecs import SIZES, embedded
+from flops_fit.data import parquet
+from flops_fit.data import sentence_vectors as module
+from flops_fit.data.codecs import VOCABULARY, codec_named
+from flops_fit.data.sentence_vectors import sentence_vectors
+from flops_fit.data.sentences import made_up_sentences
+from flops_fit.data.vectors import read_vectors, write_vectors
+from flops_fit.errors import InputError
+from flops_fit.models import weights
+
+TEXTS = [f"The {kind} saw {n} birds." for kind in ("cat", "dog", "fox", "man") for n in range(50)]
+
+
+@pytest.fixture
+def codec(tmp_path: Path) -> str:
+    one, folder = embedded(), tmp_path / "codec"
+    weights.save(folder, one.model.state_dict(), {"arguments": SIZES})
+    (folder / VOCABULARY).write_text(one.vocabulary.to_json())
+    return str(folder)
+
+
+def test_text_is_encoded_and_split_by_content(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS + TEXTS[:20]))
+    train, held_out = sentence_vectors(str(path), codec)
+    assert set(train.texts) | set(held_out.texts) == set(TEXTS) and not set(train.texts) & set(held_out.texts)
+    again = codec_named(train.codec)
+    torch.testing.assert_close(again.encode(train.texts), train.values)
+    fewer, same = sentence_vectors(str(path), codec, most=30)
+    assert fewer.texts == train.texts[:30] and same.texts == held_out.texts
+
+
+def test_made_up_sentences_need_nothing(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    monkeypatch.setattr(module, "MADE_UP", 300)
+    monkeypatch.setattr(module, "DEFAULT_CODEC", codec)
+    train, held_out = sentence_vectors(None)
+    assert set(train.texts) | set(held_out.texts) == set(made_up_sentences(300))
+    assert train.values.shape == (len(train.texts), SIZES["dim"]) and train.codec.startswith(codec)
+
+
+def test_made_up_sentences_are_different_and_short() -> None:
+    found = made_up_sentences(500)
+    assert len(set(found)) == 500 and max(len(one.split()) for one in found) <= 20
+    assert found == made_up_sentences(600)[:500] and made_up_sentences(0) == []
+    assert all(one[0].isupper() or one[0] == '"' for one in found)
+
+
+def test_parquet_is_split_by_its_column_or_by_hash(tmp_path: Path) -> None:
+    values = torch.randn(60, 8)
+    split = ["train"] * 40 + ["val"] * 15 + ["gsm8k"] * 5
+    rows = {"embedding": list(values.numpy()), "text": TEXTS[:60]}
+    parquet.write(tmp_path / "split.parquet", {**rows, "split": split})
+    train, held_out = sentence_vectors(str(tmp_path / "split.parquet"), "sonar", most=30)
+    assert torch.equal(train.values, values[:30]) and torch.equal(held_out.values, values[40:55])
+    assert train.codec == held_out.codec == "sonar" and held_out.texts == tuple(TEXTS[40:55])
+    write_vectors(tmp_path / "plain.parquet", values, TEXTS[:60])
+    assert torch.equal(read_vectors(tmp_path / "plain.parquet").values, values)
+    train, held_out = sentence_vectors(str(tmp_path / "plain.parquet"))
+    assert len(train) + len(held_out) == 60 and train.codec == ""
+
+
+def test_a_codec_with_other_weights_is_refused(codec: str) -> None:
+    reference = codec_named(codec).reference
+    assert codec_named(reference).reference == reference
+    one = embedded()
+    weights.save(Path(codec), {k: v + 1 for k, v in one.model.state_dict().items()}, {"arguments": SIZES})
+    with pytest.raises(InputError, match="has other weights .* than those of the vectors"):
+        codec_named(reference)
+    with pytest.raises(InputError, match="BUNDLE: got 'sonor'"):
+        codec_named("sonor")
+
+
+def test_too_few_sentences(tmp_path: Path, codec: str) -> None:
+    (tmp_path / "two.txt").write_text("One.\nTwo.\n")
+    with pytest.raises(InputError, match="give more: one in twenty is held out"):
+        sentence_vectors(str(tmp_path / "two.txt"), codec)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_vectors(tmp_path / "no" / "x.parquet", torch.zeros(2, 3), ["a", "b"])

@@ -1,0 +1,119 @@
+"""train, sample and evaluate from the command line, in the order of a new user, without SONAR."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flops_fit import cli
+from flops_fit.data import parquet
+from flops_fit.data.codecs import codec_named
+from flops_fit.evaluate.text import words
+
+KINDS = ("dog", "cat", "man", "girl", "fox", "boy", "hen", "cow")
+SENTENCES = [f"A {a} {b} {c} a {d}." for a in ("big", "small", "red", "old") for b in KINDS
+             for c in ("sees", "eats", "holds") for d in ("ball", "fish", "stick", "book", "hat")]  # fmt: skip
+ALWAYS = {"loss", "loss_zero", "loss_gaussian", "explained"}
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["flops-fit", *words])
+    code: Any = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code or 0, out, err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "sentences.txt").write_text("\n".join(SENTENCES))
+    return folder
+
+
+def test_from_sentences_to_samples_that_can_be_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    code, out, _ = call(capsys, monkeypatch, "train", "codec", "--data", "sentences.txt", "--made-up", "0", "--width",
+                        "32", "--epochs", "3", "--batch-size", "16", "--output", "coder")  # fmt: skip
+    assert code == 0 and out.splitlines()[-1] == "TRAINING COMPLETE"
+    train = ("train", "sentences", "--data", "sentences.txt", "--codec", "coder", "--size", "tiny", "--epochs", "2",
+             "--group", "g")  # fmt: skip
+    code, out, _ = call(capsys, monkeypatch, *train)
+    assert code == 0 and out.splitlines()[-1] == "TRAINING COMPLETE"
+    bundle = out.splitlines()[-2].removeprefix("bundle: ")
+    assert bundle == "outputs/g/mlp-icfm-5k-0" and (folder / bundle / "weights.safetensors").exists()
+    code, again, _ = call(capsys, monkeypatch, *train, "--json")  # finished: it answers at once, with the same
+    told = json.loads(again)
+    assert code == 0 and told["metrics"].keys() >= ALWAYS and told["result"]["status"] == "ok"
+
+    code, out, _ = call(capsys, monkeypatch, "sample", bundle, "--n", "4", "--steps", "3", "--json",
+                        "--out", "s.parquet")  # fmt: skip
+    sampled = json.loads(out)
+    assert code == 0 and len(sampled["texts"]) == 4 and sampled["nfe"] == 6
+    vectors = torch.from_numpy(parquet.matrix(folder / "s.parquet", "embedding"))
+    assert codec_named(sampled["codec"]).decode(vectors) == sampled["texts"]
+    assert call(capsys, monkeypatch, "sample", bundle, "--n", "4", "--steps", "3")[1].splitlines() == sampled["texts"]
+
+    code, out, _ = call(capsys, monkeypatch, "evaluate", bundle, "--data", "sentences.txt", "--samples", "40",
+                        "--steps", "3", "--json")  # fmt: skip
+    judged = json.loads(out)
+    assert code == 0 and judged["absent"] == {} and judged["metrics"].keys() >= ALWAYS
+    assert {"energy_distance_held_out", "memorised", "known_words", "perplexity", "distinct_2", "self_bleu",
+            "round_trip_cosine"} <= judged["metrics"].keys()  # fmt: skip
+    for name, metric in judged["metrics"].items():
+        assert metric["lo"] <= metric["value"] <= metric["hi"] and metric["n"] > 0, name
+    assert judged["metrics"]["loss"] == told["metrics"]["loss"]
+    assert words(sampled["texts"][0]) == words(sampled["texts"][0].lower())
+
+    code, out, _ = call(capsys, monkeypatch, "evaluate", "coder", "--data", "sentences.txt", "--json")
+    assert code == 0 and {"bleu", "chrf", "exact", "bleu_noise"} <= json.loads(out)["metrics"].keys()
+
+
+def test_vectors_of_nobody_knows_which_codec(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    parquet.write(folder / "v.parquet", {"embedding": list(rows.numpy()), "split": ["train"] * 80 + ["val"] * 20})
+    call(capsys, monkeypatch, "train", "sentences", "--data", "v.parquet", "--size", "tiny", "--epochs", "1",
+         "--output", "plain")  # fmt: skip
+    code, out, err = call(capsys, monkeypatch, "sample", "plain")
+    assert code == 2 and not out and "--codec: nobody said which codec made the vectors of plain" in err
+    code, out, _ = call(capsys, monkeypatch, "sample", "plain", "--out", "w.parquet")
+    assert code == 0 and out == "10 vectors: w.parquet\n"
+    _, out, _ = call(capsys, monkeypatch, "evaluate", "plain", "--data", "v.parquet", "--samples", "30", "--json")
+    assert json.loads(out)["absent"] == {"text": "nobody said which codec made the vectors; give --codec"}
+    _, out, _ = call(capsys, monkeypatch, "evaluate", "plain", "--data", "v.parquet")
+    assert "samples" in out and "absent: none asked for; give --samples" in out
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    ("train sentences --data sentences.txt --codec coder2", "BUNDLE: got 'coder2'"),
+    ("train sentences --dataset 5x", "--dataset: got '5x'; allowed are whole numbers"),
+    ("train sentences --flow icmf --data v.parquet", "did you mean icfm"),
+    ("train sentences --flow reflow --data v.parquet", "give --teacher BUNDLE"),
+    ("train sentences --augmentation mixip:0.2 --data v.parquet", "did you mean mixup"),
+    ("train sentences --data gone.parquet", "cannot be read|can be read"),
+    ("sample gone", "BUNDLE: got 'gone'"),
+    ("evaluate gone", "BUNDLE: got 'gone'"),
+])  # fmt: skip
+def test_what_cannot_be(
+    typed: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    parquet.write(folder / "v.parquet", {"embedding": list(rows.numpy())})
+    code, out, err = call(capsys, monkeypatch, *typed.split())
+    assert code == 2 and not out
+    assert any(one in err for one in said.split("|")) and err.count("\n") == 1, err
