@@ -109,5 +109,5 @@ def test_params_are_counted() -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="multiple of its 3 heads"):
         codec(heads=3)
-    with pytest.raises(ValueError, match="dim=64 of its 5 slots"):
+    with pytest.raises(ValueError, match="dim=64 and context=8 of its 5 slots"):
         codec(slots=5)

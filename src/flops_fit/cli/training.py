@@ -69,12 +69,12 @@ def sentences(
     _train(made, output or Path("outputs") / group / f"{arch}-{flow}-{dataset}-{seed}", resume, as_json)
 
 
-@train_app.command(epilog="Example: flops-fit train codec --data sentences.txt --epochs 4")
+@train_app.command(epilog="Example: flops-fit train codec --data sentences.txt --epochs 2")
 def codec(
     data: Annotated[str, typer.Option(help="text, one sentence a line")],
     made_up: Annotated[int, typer.Option(min=0, help="made-up sentences beside them")] = 20_000,
-    width: Annotated[int, typer.Option(min=4, help="of the network")] = 256,
-    epochs: Annotated[float, typer.Option(help="passes over the sentences")] = 4.0,
+    width: Annotated[int, typer.Option(min=4, help="of the network")] = 240,
+    epochs: Annotated[float, typer.Option(help="passes over the sentences")] = 2.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
     seed: Annotated[int, typer.Option(min=0, help="of weights, order, noise")] = 0,

@@ -27,7 +27,7 @@ from flops_fit.train.options import TrainOptions
 KIND = "codec"
 MOST_WORDS = 20
 VOCABULARY_SIZE = 4096
-CONTEXT = 28  # tokens; a sentence of 20 words has about 24
+CONTEXT = 32  # tokens; a sentence of 20 words has about 24
 JUDGED = 500  # held-out sentences whose round trip is measured
 NOISE = 0.1  # of a vector's length, for the second round trip
 
@@ -41,7 +41,7 @@ class Reconstruction:
         replaced: share of the tokens before a place that are random, so that it trusts the vector and not only them.
     """
 
-    noise: float = 0.4
+    noise: float = 1.0
     replaced: float = 0.15
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
@@ -60,9 +60,9 @@ class Reconstruction:
 
 def training(
     data: str,
-    width: int = 256,
+    width: int = 240,  # 11 MB in half precision
     layers: int = 3,
-    epochs: float = 3.0,
+    epochs: float = 2.0,
     batch_size: int = 128,
     lr: float = 2e-3,
     seed: int = 0,
