@@ -60,6 +60,17 @@ def test_every_network_is_trained_and_loaded(arch: str, tmp_path: Path) -> None:
     assert found.result.ok and SentenceFlow.load(tmp_path).config["arch"] == arch
 
 
+@pytest.mark.parametrize("flow", ["icfm", "gvp"])
+def test_remembered_data_are_trained_kept_and_sampled(flow: str, tmp_path: Path) -> None:
+    found = train(one(arch="kernel", flow=flow, epochs=4.0), tmp_path, watch=Quiet())
+    told = {metric.name: metric.value for metric in found.metrics}
+    assert told["loss"] < told["loss_gaussian"]
+    loaded = SentenceFlow.load(tmp_path)
+    again = {metric.name: metric.value for metric in loaded.losses(vectors(100, 4).values).metrics()}
+    assert again == pytest.approx(told, rel=1e-6)
+    assert loaded.sample(20, steps=3).x.shape == (20, DIM)
+
+
 def test_without_a_network_the_gaussian_is_what_is_sampled() -> None:
     """An untrained network over the Gaussian: samples have the data's mean and spread."""
     made = one()
@@ -103,6 +114,8 @@ def test_training_hides_nothing_from_evaluation() -> None:
 @pytest.mark.parametrize(("changes", "said"), [
     ({"flow": "icfn"}, "flow: got 'icfn'; .*did you mean icfm"),
     ({"arch": "mpl"}, "arch: got 'mpl'; .*did you mean mlp"),
+    ({"arch": "kernel", "flow": "otcfm"}, "use icfm or gvp, and no augmentation"),
+    ({"arch": "kernel", "size": "huge"}, "size: got 'huge'; allowed are tiny, small, base"),
     ({"size": "huge"}, "size: got 'huge'; allowed are tiny, small, base"),
     ({"flow": "reflow"}, "give --teacher BUNDLE"),
     ({"statistics": "mean"}, "statistics: got 'mean'; allowed are standard, robust"),

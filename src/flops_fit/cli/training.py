@@ -32,7 +32,7 @@ Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or
 
 @train_app.command(epilog="Example: flops-fit train sentences --arch mlp --flow icfm --dataset 1k --epochs 50")
 def sentences(
-    arch: Annotated[str, typer.Option(help="mlp, dit, dit-chunked, unet or ssm")] = "mlp",
+    arch: Annotated[str, typer.Option(help="mlp, dit, dit-chunked, unet, ssm, or kernel for few data")] = "mlp",
     size: Annotated[str, typer.Option(help="tiny, small or base")] = "base",
     flow: Annotated[str, typer.Option(help="icfm, otcfm, gvp, or reflow with --teacher")] = "icfm",
     data: Data = None,
@@ -40,7 +40,7 @@ def sentences(
     codec: CodecName = None,
     epochs: Annotated[float, typer.Option(help="passes over them")] = 50.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    lr: Annotated[float, typer.Option(help="largest learning rate")] = 1e-3,
+    lr: Annotated[float | None, typer.Option(help="largest learning rate; default: .001, of kernel .05")] = None,
     times: Annotated[str, typer.Option(help="uniform, logit-normal or mixture")] = "uniform",
     augmentation: Annotated[str, typer.Option(help="none, or a chain: mixup:0.2,noise:0.1,dropout:0.1")] = "none",
     statistics: Annotated[str, typer.Option(help="standard (mean, deviation) or robust (quartiles)")] = "standard",

@@ -22,6 +22,7 @@ from flops_fit.evaluate.flow import Losses, held_out_losses
 from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.baselines import Gaussian, full_covariance, isotropic, zero
 from flops_fit.flow.couplings import coupling_named
+from flops_fit.flow.kernel import KernelVelocity, folded
 from flops_fit.flow.loss import Flow, flow_loss, squared_error
 from flops_fit.flow.paths import path_named
 from flops_fit.flow.precondition import GaussianPreconditioned, rotated
@@ -32,6 +33,9 @@ from flops_fit.study.training import Training
 from flops_fit.train.options import TrainOptions
 
 KIND = "sentences"
+KERNEL = "kernel"  # no network: the data themselves, with a few numbers to train
+LR, KERNEL_LR = 1e-3, 0.05
+HEADS = {"tiny": 1, "small": 2, "base": 3}  # of it
 FLOWS = {  # name: (path, coupling)
     "icfm": ("linear", "independent"), "otcfm": ("linear", "optimal"), "gvp": ("gvp", "independent"),
     "reflow": ("linear", "independent"),
@@ -43,7 +47,7 @@ PAIR_STEPS = 20  # of Heun's method, for each
 
 @dataclass(frozen=True)
 class Matching:
-    """(model, [vectors (B, D)]) -> loss. In training with the coupling, times and augmentation that were chosen;
+    """(model, [vectors (B, D), ...]) -> loss. In training with the coupling, times and augmentation that were chosen;
     held out always with independent noise and uniform times, so that losses of one path compare."""
 
     path: str
@@ -59,10 +63,10 @@ class Matching:
         return Flow(path_named(self.path), times_named(self.times), coupling_named(self.coupling))
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-        path, data = path_named(self.path), batch[0]
+        data, *folds = batch  # folds (B,), of data that are remembered (F19)
         if not model.training:
-            return flow_loss(model, Flow(path), data)
-        return flow_loss(model, self.flow, Augmentation(self.augmentation)(data))
+            return flow_loss(model, Flow(path_named(self.path)), data)
+        return flow_loss(model, self.flow, Augmentation(self.augmentation)(data), *folds)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ class SentenceFlow(nn.Module):
         self.normaliser = Normaliser(dim, rotate=True)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variances", torch.ones(dim))
-        self.network = create_model(config["arch"], config["size"], **config["arguments"], dim=dim)
+        if config["arch"] == KERNEL:
+            blank = torch.zeros(dim), torch.ones(dim), torch.zeros(config["vectors"], dim)
+            self.network: nn.Module = KernelVelocity(HEADS[config["size"]], *blank, config["path"])
+        else:
+            self.network = create_model(config["arch"], config["size"], **config["arguments"], dim=dim)
 
     @property
     def gaussian(self) -> Gaussian:
@@ -101,7 +109,7 @@ class SentenceFlow(nn.Module):
     @property
     def velocity(self) -> Velocity:
         """(x (B, D) normalised, t (B,)) -> (B, D)."""
-        if not self.config["preconditioned"]:
+        if not self.config["preconditioned"] or self.config["arch"] == KERNEL:
             return cast(Velocity, self.network)
         mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
         return GaussianPreconditioned(self.network, mean, variances, self.path.name)
@@ -156,7 +164,7 @@ def training(
     flow: str = "icfm",
     epochs: float = 100.0,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float | None = None,  # None: LR, or of the remembered data KERNEL_LR
     seed: int = 0,
     times: str = "uniform",
     augmentation: str = "",
@@ -171,14 +179,7 @@ def training(
     Raises:
         InputError: an unknown name, vectors that cannot be used, reflow without a teacher.
     """
-    if flow not in FLOWS:
-        raise InputError.unknown("flow", flow, FLOWS)
-    if arch not in ARCHITECTURES:
-        raise InputError.unknown("arch", arch, ARCHITECTURES)
-    if (flow == "reflow") != (teacher is not None):
-        raise InputError(
-            "teacher: reflow straightens a trained flow, and nothing else takes one; give --teacher BUNDLE with reflow"
-        )
+    _check_names(arch, size, flow, augmentation, teacher)
     if held_out is None:
         inside, outside = split_by_hash(len(vectors))
         vectors, held_out = vectors.at(inside), vectors.at(outside)
@@ -194,9 +195,6 @@ def training(
         "held_out_hash": held_out.fingerprint, "vectors": len(vectors),
     }  # fmt: skip
     objective = Matching(path, coupling, times, augmentation) if teacher is None else Straightening(path)
-    create_model(arch, size, **given, dim=dim)  # names and sizes are wrong here, or never
-    hidden = given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"])
-    over = {"mean": gaussian.mean, "variances": gaussian.variances} if preconditioned else {}
     data: tuple[Tensor, ...] = (normaliser(vectors.values),)
     judge: tuple[Tensor, ...] = (normaliser(held_out.values),)
     if teacher is not None:
@@ -205,6 +203,24 @@ def training(
             pairs(teacher, len(held_out), seed=2 * seed + 2),
         )
 
+    if arch == KERNEL:
+        folds, others = folded(data[0], seed)
+        data = (*data, folds)
+        rows = data[0] - gaussian.mean
+        network: dict[str, Any] = {
+            "model_cls": KernelVelocity, "size_param": "heads", "size": HEADS[size], "model_kwargs": {
+                "mean": gaussian.mean, "variances": gaussian.variances, "rows": rows, "path": path, "others": others,
+            },
+        }  # fmt: skip
+    else:
+        create_model(arch, size, **given, dim=dim)  # wrong arguments are told here, or never
+        over = {"mean": gaussian.mean, "variances": gaussian.variances} if preconditioned else {}
+        network = {
+            "model_cls": velocity_network, "size_param": "hidden",
+            "size": given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"]),
+            "model_kwargs": {"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **over},
+        }  # fmt: skip
+
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
         return _whole(config, normaliser, gaussian, model).state_dict()
 
@@ -212,14 +228,29 @@ def training(
         return _whole(config, normaliser, gaussian, model).eval().losses(held_out.values).metrics()
 
     return Training(
-        name=f"{arch} {flow}", model_cls=velocity_network, size_param="hidden", size=hidden,
-        model_kwargs={"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **over},
+        name=f"{arch} {flow}", **network,
         dataset=TensorDataset(*data), held_out=TensorDataset(*judge),
         objective=objective,
-        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
+        epochs=epochs, batch_size=batch_size, lr=lr or (KERNEL_LR if arch == KERNEL else LR), seed=seed,
         options=options or OPTIONS,
         config=config, parts=parts, evaluate=judged,
     )  # fmt: skip
+
+
+def _check_names(arch: str, size: str, flow: str, augmentation: str, teacher: SentenceFlow | None) -> None:
+    if flow not in FLOWS:
+        raise InputError.unknown("flow", flow, FLOWS)
+    if arch not in {*ARCHITECTURES, KERNEL}:
+        raise InputError.unknown("arch", arch, [*ARCHITECTURES, KERNEL])
+    if arch == KERNEL and size not in HEADS:
+        raise InputError.unknown("size", size, HEADS)
+    if (flow == "reflow") != (teacher is not None):
+        raise InputError(
+            "teacher: reflow straightens a trained flow, and nothing else takes one; give --teacher BUNDLE with reflow"
+        )
+    if arch == KERNEL and (flow not in ("icfm", "gvp") or augmentation not in ("", "none")):
+        told = f"arch: {KERNEL} with flow {flow!r} and augmentation {augmentation!r}"
+        raise InputError(f"{told}; it remembers the data as they are: use icfm or gvp, and no augmentation")
 
 
 def fitted(values: Tensor, statistics: str = "standard") -> tuple[Normaliser, Gaussian]:
