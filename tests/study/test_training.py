@@ -16,8 +16,9 @@ from flops_fit.data.batches import split_by_hash
 from flops_fit.errors import FitError, StudyMismatch
 from flops_fit.evaluate.metric import Metric
 from flops_fit.models import weights
+from flops_fit.runs.executors import ProcessExecutor
 from flops_fit.runs.watch import Quiet
-from flops_fit.study.training import METRICS, TRAINING, Training, train
+from flops_fit.study.training import METRICS, TRAINING, Training, train, train_several
 from flops_fit.train.options import TrainOptions
 
 
@@ -97,3 +98,25 @@ def test_a_run_that_learned_nothing_leaves_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(FitError, match="a net: .*nothing was kept but its journal"):
         train(training(lr=1e6, options=TrainOptions(device="cpu")), tmp_path, watch=Quiet())
     assert not (tmp_path / weights.WEIGHTS).exists()
+
+
+def test_several_are_each_what_they_are_alone(tmp_path: Path) -> None:
+    """Two seeds of one study and another size, in worker processes; then one more, and nothing is run twice."""
+    each = {"a": training(), "b": training(seed=1), "wide": training(size=16, config={"kind": "net", "width": 16})}
+    found = train_several(each, tmp_path / "all", ProcessExecutor(2), watch=Quiet())
+    for name, one in each.items():
+        alone = train(one, tmp_path / name, watch=Quiet())
+        assert found[name].metrics == alone.metrics and found[name].result.loss == alone.result.loss
+        assert weights.read(tmp_path / "all" / name)[1] == weights.read(tmp_path / name)[1]
+    before = (tmp_path / "all" / "journal.jsonl").read_text()
+    more = train_several({**each, "c": training(seed=2)}, tmp_path / "all", ProcessExecutor(2), watch=Quiet())
+    after = (tmp_path / "all" / "journal.jsonl").read_text()
+    assert after.startswith(before) and after.count('"kind":"run"') == 4
+    assert {name: one.metrics for name, one in more.items() if name != "c"} == {n: o.metrics for n, o in found.items()}
+
+
+def test_one_of_several_that_fails_is_told_and_has_no_bundle(tmp_path: Path) -> None:
+    bad = training(lr=1e12, config={"kind": "net", "width": 8, "bad": True})
+    found = train_several({"good": training(), "bad": bad}, tmp_path, ProcessExecutor(1), watch=Quiet())
+    assert found["good"].result.ok and found["good"].metrics
+    assert not found["bad"].result.ok and found["bad"].metrics == () and not (tmp_path / "bad" / METRICS).exists()

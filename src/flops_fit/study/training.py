@@ -24,8 +24,9 @@ from flops_fit.evaluate.metric import Metric, table
 from flops_fit.models import weights
 from flops_fit.records import RunResult, RunSpec, content_hash
 from flops_fit.runs.beacon import Beacon
-from flops_fit.runs.executors import InlineExecutor
+from flops_fit.runs.executors import Executor, InlineExecutor
 from flops_fit.runs.journal import Journal
+from flops_fit.runs.task import Progress
 from flops_fit.runs.watch import Watch, default_watch
 from flops_fit.study.work import CHECKPOINTS, work_off
 from flops_fit.train.engine import Trainer
@@ -96,7 +97,62 @@ def train(
     return Trained(folder, result, metrics)
 
 
-def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+@dataclass(frozen=True)
+class Several:
+    """A task for an executor: each run by the trainer of its own training."""
+
+    trainers: Mapping[str, Trainer]  # by RunSpec.key
+
+    def __call__(self, spec: RunSpec, progress: Progress | None = None) -> RunResult:
+        return self.trainers[spec.key](spec, progress)
+
+
+def train_several(
+    trainings: Mapping[str, Training], output_dir: str | os.PathLike[str], executor: Executor,
+    *, watch: Watch | None = None,
+) -> dict[str, Trained]:  # fmt: skip
+    """Several models in one folder, with one journal: a bundle each in OUTPUT/NAME. What is finished is not run again,
+    and trainings may be added later.
+
+    One that diverges or fails has a result and neither metrics nor a bundle.
+
+    Args:
+        trainings: by name of their folders.
+
+    Raises:
+        InputError: something about a model, data or settings cannot be used; nothing was trained.
+    """
+    folder, watch = Path(output_dir), watch or default_watch()
+    made = {name: _prepared(training, folder / name, folder) for name, training in trainings.items()}
+    specs = {name: spec for name, (_, spec, _) in made.items()}
+    task = Several({spec.key: trainer.on(threads=1) for trainer, spec, _ in made.values()})
+    found = {}
+    with Journal.open(folder, {"kind": "several trainings"}) as journal, Beacon(folder, watch) as beacon:
+        results = work_off(journal, list(specs.values()), executor, task, beacon)
+        beacon.phase("fitting")
+        for name, result in zip(specs, results, strict=True):
+            metrics = _kept(folder / name, result)
+            if metrics is None and result.ok:
+                metrics = _bundle(trainings[name], made[name][0], result, folder / name)
+            found[name] = Trained(folder / name, result, metrics or ())
+    return found
+
+
+def _kept(folder: Path, result: RunResult) -> tuple[Metric, ...] | None:
+    """The metrics of a bundle that this very run left behind, None where there is none."""
+    try:
+        of = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+        rows = json.loads((folder / METRICS).read_text(encoding="utf-8"))["metrics"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if of.get("key") != result.spec.key:
+        return None
+    return tuple(Metric(name=name, **row) for name, row in rows.items())
+
+
+def _prepared(
+    training: Training, folder: Path, journal_folder: Path | None = None
+) -> tuple[Trainer, RunSpec, dict[str, Any]]:
     source = prepare(training.dataset, training.held_out)
     objective = Objective(objective=training.objective)
     batch = next(source.batches(PROBE_SAMPLES, seed=0))
@@ -117,7 +173,8 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
         steps=steps, batch_size=training.batch_size, tokens=steps * training.batch_size * tokens, lr=training.lr,
         seed=training.seed, budget=measured.flops_per_token * steps * training.batch_size * tokens, role="train",
     )  # fmt: skip
-    placement = Placement(checkpoints=folder.resolve() / CHECKPOINTS, weights=folder.resolve() / KEPT / spec.key)
+    states = (journal_folder or folder).resolve() / CHECKPOINTS
+    placement = Placement(checkpoints=states, weights=folder.resolve() / KEPT / spec.key)
     return Trainer(measurer, source, objective, training.options, placement), spec, identity
 
 
@@ -133,7 +190,8 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     if training.finish is not None:
         training.finish(folder)
     _write(folder / METRICS, {"metrics": table(metrics), "data": trainer.source.fingerprint})
-    _write(folder / TRAINING, {**result.to_dict(), "best": about, "held_out_from": trainer.source.held_out_from})
+    told = {"best": about, "held_out_from": trainer.source.held_out_from}
+    _write(folder / TRAINING, {"key": result.spec.key, **result.to_dict(), **told})
     return metrics
 
 
