@@ -26,7 +26,7 @@ ONE_HOME = {
     "cloudpickle": {"runs/executors.py"}, "matplotlib": {"scaling/plot.py"}, "pyarrow": {"data/parquet.py"},
     "PIL": {"data/pictures.py"}, "huggingface_hub": {"data/documents.py"}, "tokenizers": {"data/text.py"},
     "safetensors": {"models/weights.py"}, "sacrebleu": {"evaluate/text.py"}, "sonar": {"data/codecs.py"},
-    "mamba_ssm": {"models/ssm.py"},
+    "mamba_ssm": {"models/ssm.py"}, "gpytorch": {"evaluate/surrogate.py"},
 }  # fmt: skip
 
 

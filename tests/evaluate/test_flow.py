@@ -37,7 +37,12 @@ def test_what_is_explained_is_one_less_the_share_of_zero() -> None:
     known = {"zero": zero, "gaussian": full_covariance(data).velocity(path), "model": truth}
     found = held_out_losses(known, path, data)
     told = {m.name: m for m in found.metrics()}
-    assert set(told) == {"loss_zero", "loss_gaussian", "loss", "explained_gaussian", "explained"}
+    bands = [f"explained_t{tenth / 10 + 0.05:.2f}" for tenth in range(10)]
+    assert set(told) == {"loss_zero", "loss_gaussian", "loss", "explained_gaussian", "explained", *bands}
+    shares = found.by_time()
+    assert [told[band].value for band in bands] == pytest.approx(
+        [1 - own / none for own, none in zip(shares["model"], shares["zero"], strict=True)]
+    )
     assert told["loss"].value < told["loss_gaussian"].value < told["loss_zero"].value
     assert told["explained"].value == pytest.approx(1 - told["loss"].value / told["loss_zero"].value)
     assert told["explained"].lo > told["explained_gaussian"].value > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flops_fit.errors import InputError
-from flops_fit.evaluate.metric import Metric, bootstrapped, difference, mean_of, table
+from flops_fit.evaluate.metric import Metric, bootstrapped, difference, holm, mean_of, table
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
@@ -47,3 +47,9 @@ def test_as_a_table_and_in_words() -> None:
 def test_one_row_has_no_interval() -> None:
     with pytest.raises(InputError, match="got 1 rows; an interval needs at least 2"):
         bootstrapped("x", lambda rows: 0.0, 1)
+
+
+def test_holm_by_his_own_steps() -> None:
+    """The smallest of four times 4, the next times 3, ...; never below one that came before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []

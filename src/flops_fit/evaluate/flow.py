@@ -34,7 +34,16 @@ class Losses:
         for name in (name for name in rows if name != "zero"):
             label = "explained" if name == model else f"explained_{name}"
             found.append(bootstrapped(label, _explained(rows[name], rows["zero"]), len(rows[name])))
-        return found
+        return found + (self._explained_by_time(model) if model in rows else [])
+
+    def _explained_by_time(self, model: str) -> list[Metric]:
+        """What the model explains in each band of time: explained_t0.05 is near the noise, explained_t0.95 the data."""
+        own, zero = (self.by_name[name].reshape(-1, BANDS, TIMES // BANDS).mean(axis=2) for name in (model, "zero"))
+        middles = self.times.reshape(BANDS, -1).mean(axis=1)
+        return [
+            bootstrapped(f"explained_t{middle:.2f}", _explained(own[:, band], zero[:, band]), len(own))
+            for band, middle in enumerate(middles)
+        ]
 
     def by_time(self) -> dict[str, list[float]]:
         """Mean loss of each predictor in each band of time, and the bands' middles."""

@@ -74,3 +74,12 @@ def difference(name: str, first: Mapping[Any, float], second: Mapping[Any, float
     """Mean of first - second over the keys that both have: the same rows, seeds or times, so a paired interval."""
     keys = [key for key in first if key in second]
     return mean_of(name, np.array([first[key] - second[key] for key in keys]), draws)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in their order (Holm 1979, Scandinavian J. of Statistics 6, 65-70)."""
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = least
+    return corrected

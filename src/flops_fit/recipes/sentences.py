@@ -41,7 +41,7 @@ FLOWS = {  # name: (path, coupling)
     "reflow": ("linear", "independent"),
 }  # fmt: skip
 OPTIONS = TrainOptions(warmup=0.05, decay=0.5, weight_decay=0.1, looks=20, ema=0.1)
-PAIRS = 8  # reflow: pairs that the teacher makes for each training vector
+PAIRS = 2  # reflow: pairs that the teacher makes for each training vector
 PAIR_STEPS = 20  # of Heun's method, for each
 
 
