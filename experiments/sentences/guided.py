@@ -3,8 +3,8 @@
     python experiments/sentences/guided.py VECTORS.parquet [BUNDLE]
 
 VECTORS: columns embedding, split and accuracy; the rows of split gsm8k_100 have scores. Half of them guide; the other
-half make the judge, a surrogate that the guide never saw. Writes guided.csv. BUNDLE: a flow of the same vectors; default:
-it is trained here first (flops-fit train sentences --arch kernel).
+half make the judge, a surrogate that the guide never saw. Writes guided.csv. BUNDLE: a flow of the same vectors;
+default: it is trained here first (flops-fit train sentences --arch kernel).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("vectors")
     parser.add_argument("bundle", nargs="?", type=Path)
-    parser.add_argument("--questions", type=int, default=1319, help="that each accuracy was counted on (GSM8K's test set)")
+    parser.add_argument("--questions", type=int, default=1319, help="that each accuracy was counted on")
     given = parser.parse_args()
     train_set, held_out = sentence_vectors(given.vectors)
     if given.bundle is None:

@@ -1,6 +1,6 @@
 """Which flow, which network, how much data, how many steps: velocity networks over vectors of sentences.
 
-    python experiments/sentences/study.py train --data captions.txt    every configuration; resumable, in outputs/sentences
+    python experiments/sentences/study.py train --data captions.txt    every configuration; resumable
     python experiments/sentences/study.py judge --data captions.txt    samples of each: results.csv and solvers.csv
     python experiments/sentences/study.py show                         the tables of README.md, from those files
 

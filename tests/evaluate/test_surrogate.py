@@ -14,7 +14,7 @@ from flops_fit.flow.solvers import solve
 
 pytest.importorskip("gpytorch", reason="pip install 'flops-fit[guided]'")
 
-from flops_fit.evaluate.surrogate import Surrogate, correlation  # noqa: E402
+from flops_fit.evaluate.surrogate import Surrogate, correlation
 
 DIM = 5
 

@@ -47,7 +47,8 @@ class Surrogate:
             _fit(self._model, self._likelihood, inputs, targets)
 
     def _near(self, x: Tensor) -> Tensor:
-        return (x.double() - self._centre) @ self._to
+        near: Tensor = (x.double() - self._centre) @ self._to
+        return near
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, variance) (n,), of scores without noise, standardised."""
