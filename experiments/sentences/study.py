@@ -34,6 +34,7 @@ from flops_fit.study.training import train_several
 
 HERE, OUTPUTS = Path(__file__).parent, Path("outputs/sentences")
 ARCHS, SEEDS, MOST = ("mlp", "dit", "unet", "ssm"), (0, 1, 2), 5000
+SIZES = (500, 1000, 2000, MOST)
 SEEN = 100_000  # vectors in each training, repeats counted
 SAMPLES = 1000
 SOLVERS = [("euler", n) for n in (1, 2, 4, 8, 16, 32)] + [("heun", n) for n in (1, 2, 4, 8, 16)]
@@ -60,7 +61,7 @@ def matrix() -> list[Configuration]:
     found = [Configuration("flows", a, f, seed=s) for a, f, s in itertools.product(ARCHS, FLOWS, SEEDS)]
     found += [
         Configuration("data", a, vectors=n, seed=s)
-        for a, n, s in itertools.product(("mlp", "kernel"), (500, 1000, 2000, MOST), SEEDS)
+        for a, n, s in itertools.product(("mlp", "kernel"), SIZES, SEEDS)
     ]
     found += [Configuration("augmentation", augmentation=a, seed=s)
               for a, s in itertools.product(("mixup:0.2", "noise:0.1", "dropout:0.1"), SEEDS)]  # fmt: skip
@@ -107,7 +108,7 @@ def judge(data: str | None) -> None:
         rows.append({
             **asdict(one), "name": one.name, **told, "explained": 1 - told["loss"] / told["loss_zero"],
             "energy": next(p["energy"] for p in curve if (p["method"], p["steps"]) == ("heun", 16)),
-            "best_energy": best["energy"], "params": about["spec"]["params"], "flops": about["spec"]["flops"],
+            "best_energy": best["energy"], "params": about["spec"]["params"], "flops": about["flops"],
             "seconds": about["seconds"],
         })  # fmt: skip
         print(one.name, f"loss {told['loss']:.4f}, energy distance {rows[-1]['energy']:.5f}", flush=True)

@@ -47,6 +47,10 @@ def test_what_cannot_be() -> None:
         round_trip(SAID, CAME[:2])
 
 
+def test_texts_without_a_word_have_no_known_ones() -> None:
+    assert known_words(["", "...", "!"], {"a"}).value == 0
+
+
 def test_self_bleu_is_the_mean_of_sacrebleus_sentence_scores() -> None:
     some = SAID + CAME[:1]
     by_hand = [

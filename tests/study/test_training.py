@@ -102,7 +102,8 @@ def test_a_run_that_learned_nothing_leaves_no_bundle(tmp_path: Path) -> None:
 
 def test_several_are_each_what_they_are_alone(tmp_path: Path) -> None:
     """Two seeds of one study and another size, in worker processes; then one more, and nothing is run twice."""
-    each = {"a": training(), "b": training(seed=1), "wide": training(size=16, config={"kind": "net", "width": 16})}
+    wide = training(size=16, config={"kind": "net", "width": 16})
+    each = {"a": training(), "again": training(), "b": training(seed=1), "wide": wide}
     found = train_several(each, tmp_path / "all", ProcessExecutor(2), watch=Quiet())
     for name, one in each.items():
         alone = train(one, tmp_path / name, watch=Quiet())

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flops_fit.evaluate.metric import Metric, bootstrapped, mean_of
+from flops_fit.evaluate.metric import Metric, mean_of, ratio_of
 from flops_fit.flow.loss import squared_error
 from flops_fit.flow.paths import Path
 from flops_fit.flow.solvers import Velocity
@@ -33,7 +33,7 @@ class Losses:
         found = [mean_of("loss" if name == model else f"loss_{name}", values) for name, values in rows.items()]
         for name in (name for name in rows if name != "zero"):
             label = "explained" if name == model else f"explained_{name}"
-            found.append(bootstrapped(label, _explained(rows[name], rows["zero"]), len(rows[name])))
+            found.append(_explained(label, rows[name], rows["zero"]))
         return found + (self._explained_by_time(model) if model in rows else [])
 
     def _explained_by_time(self, model: str) -> list[Metric]:
@@ -41,7 +41,7 @@ class Losses:
         own, zero = (self.by_name[name].reshape(-1, BANDS, TIMES // BANDS).mean(axis=2) for name in (model, "zero"))
         middles = self.times.reshape(BANDS, -1).mean(axis=1)
         return [
-            bootstrapped(f"explained_t{middle:.2f}", _explained(own[:, band], zero[:, band]), len(own))
+            _explained(f"explained_t{middle:.2f}", own[:, band], zero[:, band])
             for band, middle in enumerate(middles)
         ]
 
@@ -70,5 +70,5 @@ def held_out_losses(velocities: Mapping[str, Velocity], path: Path, data: Tensor
     return Losses(times.numpy(), {name: torch.stack(columns, dim=1).numpy() for name, columns in found.items()})
 
 
-def _explained(losses: NDArray[np.float64], zero: NDArray[np.float64]):  # type: ignore[no-untyped-def]
-    return lambda rows: 1 - float(losses[rows].mean() / zero[rows].mean())
+def _explained(name: str, losses: NDArray[np.float64], zero: NDArray[np.float64]) -> Metric:
+    return ratio_of(name, zero - losses, zero)

@@ -13,6 +13,7 @@ from flops_fit.errors import InputError
 from flops_fit.records import Record
 
 DRAWS = 2000
+AT_ONCE = 100  # resamples in memory together
 LEVEL = 0.95
 
 Statistic = Callable[[NDArray[np.int64]], float]  # of row numbers, with repeats
@@ -42,8 +43,24 @@ def table(metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
 
 def mean_of(name: str, values: NDArray[np.floating[Any]], draws: int = DRAWS, seed: int = 0) -> Metric:
     """The mean of a number a row (n,), resampled by row."""
-    values = np.asarray(values, dtype=np.float64)
-    return bootstrapped(name, lambda rows: float(values[rows].mean()), len(values), draws, seed)
+    return ratio_of(name, values, np.ones(len(values)), draws, seed)
+
+
+def ratio_of(
+    name: str, top: NDArray[np.floating[Any]], bottom: NDArray[np.floating[Any]], draws: int = DRAWS, seed: int = 0
+) -> Metric:
+    """sum(top) / sum(bottom) of two numbers a row (n,) each, resampled by row; 0 where there is nothing below."""
+    both = np.stack((np.asarray(top, np.float64), np.asarray(bottom, np.float64)), axis=1)  # (n, 2)
+    dice, n, found = np.random.default_rng(seed), len(both), []
+    _check(name, n)
+    for left in range(draws, 0, -AT_ONCE):
+        sums = both[dice.integers(0, n, (min(left, AT_ONCE), n))].sum(axis=1)  # (draws at once, 2)
+        found.append(sums)
+    found.append(both.sum(axis=0, keepdims=True))
+    sums = np.concatenate(found)
+    ratios = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] != 0)
+    lo, hi = np.quantile(ratios[:-1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Metric(name=name, value=float(ratios[-1]), lo=float(lo), hi=float(hi), n=n)
 
 
 def bootstrapped(name: str, statistic: Statistic, n: int, draws: int = DRAWS, seed: int = 0) -> Metric:
@@ -52,12 +69,16 @@ def bootstrapped(name: str, statistic: Statistic, n: int, draws: int = DRAWS, se
     Raises:
         InputError: fewer than two rows.
     """
-    if n < 2:
-        raise InputError(f"{name}: got {n} rows; an interval needs at least 2")
+    _check(name, n)
     dice = np.random.default_rng(seed)
     found = [statistic(dice.integers(0, n, n)) for _ in range(draws)]
     lo, hi = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Metric(name=name, value=statistic(np.arange(n)), lo=float(lo), hi=float(hi), n=n)
+
+
+def _check(name: str, n: int) -> None:
+    if n < 2:
+        raise InputError(f"{name}: got {n} rows; an interval needs at least 2")
 
 
 def centred(name: str, value: float, resampled: Sequence[float], n: int) -> Metric:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit.errors import InputError, MissingExtra
-from flops_fit.evaluate.metric import DRAWS, Metric, bootstrapped, mean_of
+from flops_fit.evaluate.metric import Metric, bootstrapped, mean_of, ratio_of
 
 WORD = re.compile(r"[a-z']+|[0-9]+")
 BLEU_DRAWS = 200  # each is a corpus score of its own
@@ -47,12 +47,7 @@ def known_words(texts: Sequence[str], vocabulary: Collection[str]) -> Metric:
     """Share of words that are in the vocabulary, texts resampled."""
     known = set(vocabulary)
     counts = np.array([[sum(word in known for word in found), len(found)] for found in map(words, texts)])  # (n, 2)
-
-    def share(rows) -> float:  # type: ignore[no-untyped-def]
-        inside, all_ = counts[rows].sum(axis=0)
-        return float(inside / max(all_, 1))
-
-    return bootstrapped("known_words", share, len(texts), DRAWS)
+    return ratio_of("known_words", counts[:, 0], counts[:, 1])
 
 
 def distinct(texts: Sequence[str], n: int = 2) -> Metric:
@@ -121,13 +116,9 @@ class WordModel:
             row = self._row(text)
             places = range(self.order - 1, len(row))
             sums.append((sum(math.log(self.probability(row[i], row[:i])) for i in places), len(places)))
-        table = np.array(sums)  # (n, 2)
-
-        def statistic(rows) -> float:  # type: ignore[no-untyped-def]
-            nats, count = table[rows].sum(axis=0)
-            return float(np.exp(-nats / count))
-
-        return bootstrapped("perplexity", statistic, len(texts))
+        nats = ratio_of("perplexity", -np.array(sums)[:, 0], np.array(sums)[:, 1])
+        value, lo, hi = (math.exp(one) for one in (nats.value, nats.lo, nats.hi))
+        return Metric(name="perplexity", value=value, lo=lo, hi=hi, n=len(texts))
 
 
 def _sacrebleu() -> Any:

@@ -123,7 +123,7 @@ def train_several(
         InputError: something about a model, data or settings cannot be used; nothing was trained.
     """
     folder, watch = Path(output_dir), watch or default_watch()
-    made = {name: _prepared(training, folder / name, folder) for name, training in trainings.items()}
+    made = {name: _prepared(training, folder) for name, training in trainings.items()}
     specs = {name: spec for name, (_, spec, _) in made.items()}
     task = Several({spec.key: trainer.on(threads=1) for trainer, spec, _ in made.values()})
     found = {}
@@ -150,9 +150,7 @@ def _kept(folder: Path, result: RunResult) -> tuple[Metric, ...] | None:
     return tuple(Metric(name=name, **row) for name, row in rows.items())
 
 
-def _prepared(
-    training: Training, folder: Path, journal_folder: Path | None = None
-) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
     source = prepare(training.dataset, training.held_out)
     objective = Objective(objective=training.objective)
     batch = next(source.batches(PROBE_SAMPLES, seed=0))
@@ -173,15 +171,16 @@ def _prepared(
         steps=steps, batch_size=training.batch_size, tokens=steps * training.batch_size * tokens, lr=training.lr,
         seed=training.seed, budget=measured.flops_per_token * steps * training.batch_size * tokens, role="train",
     )  # fmt: skip
-    states = (journal_folder or folder).resolve() / CHECKPOINTS
-    placement = Placement(checkpoints=states, weights=folder.resolve() / KEPT / spec.key)
+    here = folder.resolve()
+    placement = Placement(checkpoints=here / CHECKPOINTS, weights=here / KEPT / spec.key)
     return Trainer(measurer, source, objective, training.options, placement), spec, identity
 
 
 def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Path) -> tuple[Metric, ...]:
     """The best weights, evaluated, and everything that says where they come from."""
     model = trainer.builder.build(training.size)
-    best = folder / KEPT / result.spec.key / BEST
+    assert trainer.placement.weights is not None
+    best = trainer.placement.weights / BEST
     tensors, about = weights.read(best)
     weights.fill(model, tensors, str(best))
     model.eval()
