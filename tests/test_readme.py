@@ -40,7 +40,8 @@ def commands(markdown: str) -> list[list[str]]:
 GROUPS = {"train"}  # verbs of two words
 MARKDOWN = README.read_text() if README.exists() else ""
 PYTHON = blocks(MARKDOWN, "python")
-COMMANDS = commands(MARKDOWN)
+GUIDES = "".join(path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md")))
+COMMANDS = commands(MARKDOWN) + [words for words in commands(GUIDES) if words not in commands(MARKDOWN)]
 
 
 def test_there_is_something_to_test() -> None:

@@ -13,11 +13,11 @@ import argparse
 import csv
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flops_fit.data.sentence_vectors import sentence_vectors
 from flops_fit.data.vectors import read_vectors
-from flops_fit.evaluate.metric import mean_of
 from flops_fit.evaluate.sets import energy_distance
 from flops_fit.evaluate.surrogate import Surrogate, correlation
 from flops_fit.flow.guidance import towards_higher
@@ -25,6 +25,7 @@ from flops_fit.recipes.sentences import SentenceFlow, training
 from flops_fit.study.training import train
 
 HERE, OUTPUT = Path(__file__).parent, Path("outputs/sentences-guided")
+JUDGES = 40  # resamples of the judge's half, for the interval of a gain
 SAMPLES, STRENGTHS, STILL = 500, (0.0, 0.05, 0.1, 0.2, 0.4), 0.1
 
 
@@ -42,20 +43,27 @@ def main() -> None:
     x, scores = flow.normaliser(scored.values), torch.tensor(scored.columns["accuracy"], dtype=torch.float64)
     space, unseen = flow.normaliser(train_set.values), flow.normaliser(held_out.values)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    guide, judge = (Surrogate(x[half], scores[half], space) for half in order.chunk(2))
+    ours, theirs = order.chunk(2)
+    guide, judge = (Surrogate(x[half], scores[half], space) for half in (ours, theirs))
+    dice = torch.Generator().manual_seed(1)
+    again = [theirs[torch.randint(len(theirs), (len(theirs),), generator=dice)] for _ in range(JUDGES)]
+    judges = [Surrogate(x[rows], scores[rows], space) for rows in again]  # what another half would have said
     luck = float((scores.mean() * (1 - scores.mean()) / given.questions).sqrt())
+    known = correlation(x, scores, space)
     print(f"scores {float(scores.mean()):.3f} ± {float(scores.std()):.4f}, by luck alone ± {luck:.4f}; correlation of "
-          f"unseen scores with what a surrogate expects of them: {correlation(x, scores, space):.2f}")  # fmt: skip
+          f"unseen scores with what a surrogate expects of them: {known:.2f}")  # fmt: skip
     rows, plain = [], None
     for strength in STRENGTHS:
         velocity = towards_higher(flow.velocity, guide.gradient, flow.path, strength, still_until=STILL)
         made = flow.normaliser(flow.sample(SAMPLES, steps=20, velocity=velocity).x)
-        judged = judge.mean(made).numpy()
+        judged = np.array([float(one.mean(made).mean()) for one in (judge, *judges)])
         plain = judged if plain is None else plain
-        gain = mean_of("gain", judged - plain)
+        gains = judged - plain
+        lo, hi = np.quantile(gains[1:], [0.025, 0.975])
         rows.append({
-            "strength": strength, "score": judged.mean(), "gain": gain.value, "gain_lo": gain.lo, "gain_hi": gain.hi,
+            "strength": strength, "score": judged[0], "gain": gains[0], "gain_lo": lo, "gain_hi": hi,
             "guide_score": float(guide.mean(made).mean()), "energy_distance": energy_distance(made, unseen),
+            "correlation": known, "luck": luck,
         })  # fmt: skip
         print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     with (HERE / "guided.csv").open("w", newline="", encoding="utf-8") as file:

@@ -75,7 +75,7 @@ def test_a_codec_with_other_weights_is_refused(codec: str) -> None:
     weights.save(Path(codec), {k: v + 1 for k, v in one.model.state_dict().items()}, {"arguments": SIZES})
     with pytest.raises(InputError, match="has other weights .* than those of the vectors"):
         codec_named(reference)
-    with pytest.raises(InputError, match="BUNDLE: got 'sonor'"):
+    with pytest.raises(InputError, match="--codec: got 'sonor'; allowed are .* or sonar"):
         codec_named("sonor")
 
 

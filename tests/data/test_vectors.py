@@ -71,7 +71,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     ([[1.0, 2.0], None], "holds lists of 2, None numbers"),
     ([[1.0, math.nan], [1.0, 2.0], [math.inf, 0.0]], "2 of 3 vectors of v.parquet hold NaN or infinity, the first"),
     ([["a"], ["b"]], "holds lists of string; allowed are numbers"),
-    ([1.0, 2.0], "holds lists of None numbers"),
+    ([1.0, 2.0], "holds double; allowed are lists of numbers"),
     (pa.array([], pa.list_(pa.float32())), "no rows"),
 ])  # fmt: skip
 def test_vectors_that_cannot_be_used(tmp_path: Path, values: Any, said: str) -> None:

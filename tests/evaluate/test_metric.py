@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flops_fit.errors import InputError
-from flops_fit.evaluate.metric import Metric, bootstrapped, difference, holm, mean_of, table
+from flops_fit.evaluate.metric import Metric, bootstrapped, holm, mean_of, share_of, table
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
@@ -31,10 +31,15 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert mean_of("x", values) == mean_of("x", values) != mean_of("x", values, seed=1)
 
 
-def test_paired_differences_use_what_both_have() -> None:
-    first, second = {1: 2.0, 2: 3.0, 3: 9.0}, {1: 1.0, 2: 2.0, 4: 0.0}
-    found = difference("d", first, second)
-    assert (found.value, found.lo, found.hi, found.n) == (1.0, 1.0, 1.0, 2)
+@pytest.mark.parametrize(("hits", "n"), [(0, 20), (3, 40), (20, 20)])
+def test_a_share_has_wilsons_interval(hits: int, n: int) -> None:
+    """Its ends are the shares p that lie 1.96 of their own standard errors, sqrt(p (1 - p) / n), from hits / n."""
+    found = share_of("x", np.arange(n) < hits)
+    assert found.value == hits / n
+    for end in (found.lo, found.hi):
+        if 0 < end < 1:
+            assert abs(end - hits / n) == pytest.approx(1.959964 * (end * (1 - end) / n) ** 0.5)
+    assert (found.lo == 0) == (hits == 0) and (found.hi == 1) == (hits == n)
 
 
 def test_as_a_table_and_in_words() -> None:

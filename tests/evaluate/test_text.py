@@ -88,3 +88,19 @@ def test_perplexity_is_low_for_what_was_read_and_bounded_by_the_vocabulary() -> 
     assert only.perplexity(["a a a a"] * 2).value == pytest.approx(
         math.exp(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2))), rel=0.02  # 2 kinds in 250 tokens go to the rest
     )
+
+
+def test_the_interval_of_distinct_holds_the_spread_of_other_texts() -> None:
+    """Over sets of 60 texts drawn anew: 95% of them lie within an interval's half width of their mean."""
+    import random
+
+    dice = random.Random(0)
+    vocabulary = [f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrst"]
+
+    def drawn() -> list[str]:
+        return [" ".join(dice.choices(vocabulary, weights=range(1, 101), k=6)) for _ in range(60)]
+
+    metrics = [distinct(drawn(), 2) for _ in range(60)]
+    centre = sum(m.value for m in metrics) / len(metrics)
+    inside = sum(abs(m.value - centre) <= (m.hi - m.lo) / 2 for m in metrics)
+    assert inside >= 51  # of 60 at 95%: fewer have a chance of 1%

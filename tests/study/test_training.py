@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from flops_fit.data.batches import split_by_hash
-from flops_fit.errors import FitError, StudyMismatch
+from flops_fit.errors import FitError, InputError, StudyMismatch
 from flops_fit.evaluate.metric import Metric
 from flops_fit.models import weights
-from flops_fit.runs.executors import ProcessExecutor
+from flops_fit.runs.executors import InlineExecutor, ProcessExecutor
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import METRICS, TRAINING, Training, train, train_several
 from flops_fit.train.options import TrainOptions
@@ -121,3 +121,34 @@ def test_one_of_several_that_fails_is_told_and_has_no_bundle(tmp_path: Path) -> 
     found = train_several({"good": training(), "bad": bad}, tmp_path, ProcessExecutor(1), watch=Quiet())
     assert found["good"].result.ok and found["good"].metrics
     assert not found["bad"].result.ok and found["bad"].metrics == () and not (tmp_path / "bad" / METRICS).exists()
+
+
+def test_a_fresh_start_uses_no_state_of_before(tmp_path: Path) -> None:
+    train(training(), tmp_path, watch=Quiet())
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    left = tmp_path / "checkpoints" / "run-of-before.pt"
+    left.write_bytes(b"")
+    again = train(training(), tmp_path, watch=Quiet(), resume=False)
+    assert not left.exists() and again.result.status == "ok" and (tmp_path / "journal-1.jsonl").exists()
+
+
+def test_a_folder_holds_one_run(tmp_path: Path) -> None:
+    train(training(), tmp_path, watch=Quiet())
+    with pytest.raises(StudyMismatch):
+        train(training(lr=0.01), tmp_path, watch=Quiet())
+
+
+def test_a_failure_leaves_no_bundle_of_another_run(tmp_path: Path) -> None:
+    """And training.json stands only beside the files of its own run, wherever it was killed."""
+    train_several({"a": training()}, tmp_path, InlineExecutor(), watch=Quiet())
+    (tmp_path / "a" / TRAINING).unlink()  # as if killed before it was written
+    found = train_several({"a": training(lr=1e12)}, tmp_path, InlineExecutor(), watch=Quiet())["a"]
+    assert not found.result.ok and {path.name for path in (tmp_path / "a").iterdir()} == set()
+    found = train_several({"a": training()}, tmp_path, InlineExecutor(), watch=Quiet())["a"]
+    assert found.metrics and weights.read(tmp_path / "a")[1]["kind"] == "net"
+
+
+@pytest.mark.parametrize("changes", [{"epochs": float("nan")}, {"epochs": 0.0}, {"lr": -1.0}, {"lr": float("inf")}])
+def test_numbers_that_cannot_be(changes: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="allowed are finite numbers above 0"):
+        train(training(**changes), tmp_path, watch=Quiet())

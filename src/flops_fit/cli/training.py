@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flops_fit.cli.app import AsJson, app, printed
-from flops_fit.errors import InputError
+from flops_fit.errors import FlopsFitError, InputError
 
 if TYPE_CHECKING:
     from flops_fit.study.training import Training
@@ -23,7 +23,7 @@ Data = Annotated[
     str | None, typer.Option(help="parquet (embedding, text, split), or text, a sentence a line; default: made-up ones")
 ]
 CodecName = Annotated[
-    str | None, typer.Option(help="codec, sonar or a folder; default: the one that comes with flops-fit, for text")
+    str | None, typer.Option(help="sonar, or the folder of a codec; default: the one that comes with flops-fit")
 ]
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
 Steps = Annotated[int, typer.Option(min=1, help="of the solver")]
@@ -101,22 +101,27 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Generate sentence vectors and read them."""
-    from flops_fit.data.codecs import codec_named
+    from flops_fit.data.codecs import reader
     from flops_fit.data.vectors import write_vectors
     from flops_fit.models import weights
     from flops_fit.recipes.sentences import SentenceFlow
 
     flow = SentenceFlow.load(weights.located(bundle))
-    reader = codec or flow.config["codec"]
-    if not reader and out is None:
-        told = f"nobody said which codec made the vectors of {bundle}"
-        raise InputError(f"--codec: {told}; give it, or --out FILE.parquet to write the vectors alone")
-    found = flow.sample(n, seed, method, steps)
-    texts = codec_named(reader).decode(found.x) if reader else [""] * n
+    found, coder, texts = flow.sample(n, seed, method, steps), None, [""] * n
+    try:
+        coder = reader(flow.config["codec"], codec)
+        texts = coder.decode(found.x)
+    except FlopsFitError as error:
+        if out is None:
+            raise InputError(f"{error}, or --out FILE.parquet for the vectors alone") from error
+        print(f"no texts: {error}", file=sys.stderr)
     if out is not None:
         write_vectors(out, found.x, texts)
-    document = {"bundle": bundle, "seed": seed, "method": method, "nfe": found.nfe, "codec": reader, "texts": texts}
-    printed(document if as_json else "\n".join(texts) if reader else f"{n} vectors: {out}")
+    document = {
+        "bundle": bundle, "seed": seed, "method": method, "nfe": found.nfe,
+        "codec": coder.reference if coder else None, "texts": texts if coder else None,
+    }  # fmt: skip
+    printed(document if as_json else "\n".join(texts) if coder else f"{n} vectors: {out}")
 
 
 @app.command(epilog="Example: flops-fit evaluate outputs/sentences/mlp-icfm-5k-0 --samples 1000 --json")

@@ -120,11 +120,30 @@ def codec_named(name: str) -> Codec:
     if name == Sonar.reference:
         return Sonar()
     name, _, wanted = name.partition("@")
-    found = Embedded.load(weights.located(name))
+    try:
+        folder = weights.located(name)
+    except InputError as error:
+        told = str(error).removeprefix("BUNDLE: ")
+        raise InputError(f"--codec: {told} or {Sonar.reference}") from error
+    found = Embedded.load(folder)
     found.reference = f"{name}@{found.reference.rpartition('@')[2]}"
     if wanted and not found.reference.endswith(f"@{wanted}"):
         told = f"codec: {name} has other weights ({found.reference}) than those of the vectors (@{wanted})"
         raise InputError(f"{told}; give --codec and the folder of the one that made them")
+    return found
+
+
+def reader(recorded: str, given: str | None) -> Codec:
+    """The codec to read vectors by: the one that made them, as `recorded`; where nobody knows, the one `given`.
+
+    Raises:
+        InputError: neither, or the one given is another than the one recorded.
+    """
+    if not recorded and not given:
+        raise InputError("--codec: nobody said which codec made the vectors; give it")
+    found = codec_named(given or recorded)
+    if given and recorded and found.reference.rpartition("@")[2] != recorded.rpartition("@")[2]:
+        raise InputError(f"--codec: got {given} ({found.reference}), but {recorded} made the vectors; leave it out")
     return found
 
 

@@ -50,6 +50,8 @@ def matrix(path: Path, name: str) -> NDArray[np.float32]:
             lists = batch.column(0)
             lengths = set(arrow.list_value_length(lists).to_pylist()) if pyarrow.types.is_nested(lists.type) else {None}
             if len(lengths) > 1 or None in lengths or (parts and lengths != {parts[0].shape[1]}):
+                if not pyarrow.types.is_nested(lists.type):
+                    raise InputError(f"data: {name} of {path.name} holds {lists.type}; allowed are lists of numbers")
                 told = ", ".join(str(length) for length in sorted(lengths, key=str))
                 raise InputError(f"data: {name} of {path.name} holds lists of {told} numbers; give one length for all")
             numbers = lists.flatten()

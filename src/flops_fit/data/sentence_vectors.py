@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from flops_fit.data.batches import split_by_hash
-from flops_fit.data.codecs import Codec, codec_named
+from flops_fit.data.codecs import Codec, Sonar, codec_named
 from flops_fit.data.sentences import made_up_sentences, read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.data.vectors import Vectors, read_vectors
@@ -23,6 +23,7 @@ from flops_fit.errors import InputError
 HELD_OUT = 1000  # of texts that are encoded for it, at most
 MADE_UP = 40_000  # sentences; a twentieth of them is held out
 WORDS = 20  # of a sentence at most: what the codec was trained on
+FEWEST = 2  # rows of either part: one has no deviation, and no interval
 DEFAULT_CODEC = "codec"
 
 
@@ -39,15 +40,19 @@ def sentence_vectors(data: str | None, codec: str | None = None, most: int | Non
     """
     if data is not None and Path(data).suffix == ".parquet":
         train, held_out = _split(read_vectors(data))
+        if min(len(train), len(held_out)) < FEWEST:
+            told = f"data: {len(train)} vectors to train on and {len(held_out)} held out are in {Path(data).name}"
+            raise InputError(f"{told}; give at least {FEWEST} of each")
         if codec is not None:
-            train, held_out = (replace(part, codec=codec) for part in (train, held_out))
+            made_by = codec if codec == Sonar.reference else codec_named(codec).reference
+            train, held_out = (replace(part, codec=made_by) for part in (train, held_out))
         return train.at(torch.arange(len(train))[:most]), held_out
     sentences = made_up_sentences(MADE_UP) if data is None else list(dict.fromkeys(read_sentences(data, WORDS)))
     known = [sentence for sentence in sentences if not is_held_out(sentence)][:most]
     unseen = [sentence for sentence in sentences if is_held_out(sentence)][:HELD_OUT]
-    if len(known) < 2 or len(unseen) < 2:
+    if min(len(known), len(unseen)) < FEWEST:
         told = f"data: {len(known)} sentences to train on and {len(unseen)} held out are left"
-        raise InputError(f"{told}; give more: one in twenty is held out, and at least 2 are needed of each")
+        raise InputError(f"{told}; give more: one in twenty is held out, and at least {FEWEST} are needed of each")
     coder, origin = codec_named(codec or DEFAULT_CODEC), "made-up sentences" if data is None else Path(data).name
     return encoded(coder, known, origin), encoded(coder, unseen, origin)
 
@@ -63,7 +68,9 @@ def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:
 def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:
     """By the column `split` where there is one: train, and val or whatever else comes first."""
     names = dict.fromkeys(vectors.columns.get("split", ()))
-    if "train" in names and len(names) > 1:
+    if len(names) > 1 and "train" not in names:
+        raise InputError(f"split: got {', '.join(map(str, names))}; one part must be named train")
+    if len(names) > 1:
         return vectors.where("split", "train"), vectors.where("split", held_out_name(names))
     inside, outside = split_by_hash(len(vectors))
     return vectors.at(inside), vectors.at(outside)

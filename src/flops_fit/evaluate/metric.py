@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from flops_fit.records import Record
 DRAWS = 2000
 AT_ONCE = 100  # resamples in memory together
 LEVEL = 0.95
+Z = 1.959964  # standard deviations to either side that hold LEVEL of a normal
 
 Statistic = Callable[[NDArray[np.int64]], float]  # of row numbers, with repeats
 
@@ -91,10 +92,13 @@ def centred(name: str, value: float, resampled: Sequence[float], n: int) -> Metr
     return Metric(name=name, value=value, lo=max(0.0, value + float(lo)), hi=value + float(hi), n=n)
 
 
-def difference(name: str, first: Mapping[Any, float], second: Mapping[Any, float], draws: int = DRAWS) -> Metric:
-    """Mean of first - second over the keys that both have: the same rows, seeds or times, so a paired interval."""
-    keys = [key for key in first if key in second]
-    return mean_of(name, np.array([first[key] - second[key] for key in keys]), draws)
+def share_of(name: str, hits: NDArray[np.bool_]) -> Metric:
+    """The share of rows that are True, with Wilson's score interval (1927): 0 in n does not say that there are none."""
+    _check(name, len(hits))
+    n, share = len(hits), float(np.mean(hits))
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * (share * (1 - share) / n + Z**2 / (4 * n**2)) ** 0.5
+    return Metric(name=name, value=share, lo=max(0.0, middle - half), hi=min(1.0, middle + half), n=n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

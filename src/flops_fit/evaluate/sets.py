@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flops_fit.errors import InputError
-from flops_fit.evaluate.metric import Metric, centred, mean_of
+from flops_fit.evaluate.metric import Metric, centred, share_of
 
 PROJECTIONS = 256  # directions of the sliced distance
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernel, in units of the median distance of the second set
 DRAWS = 400  # resamples of statistics that cost a matrix each
-SLICED_DRAWS = 50  # each sorts all projections
+SLICED_DRAWS = 100  # each sorts all projections
+AT_ONCE = 1024  # rows whose distances are in memory together
 CLOSE = 0.05  # of the training set's own nearest neighbours lie nearer than what counts as a repeat
 
 
@@ -88,13 +89,22 @@ def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metri
 
     A model that invents has the held-out rows' rate; one that repeats has 1 (V4).
     """
-    own = _distances(training, training)
-    own.fill_diagonal_(float("inf"))
-    near = float(own.min(dim=1).values.quantile(CLOSE))
+    near = float(_nearest(training, training, themselves=True).quantile(CLOSE))
     return [
-        mean_of(name, (_distances(rows, training).min(dim=1).values <= near).double().numpy())
+        share_of(name, (_nearest(rows, training) <= near).numpy())
         for name, rows in (("memorised", samples), ("memorised_held_out", held_out))
     ]
+
+
+def _nearest(rows: Tensor, among: Tensor, themselves: bool = False) -> Tensor:
+    """(n,) distance of each row to the nearest of `among`, which may be the same set: then to another row."""
+    found = []
+    for start in range(0, len(rows), AT_ONCE):
+        distances = _distances(rows[start : start + AT_ONCE], among)  # (AT_ONCE, m)
+        if themselves:
+            distances.diagonal(offset=start).fill_(float("inf"))
+        found.append(distances.min(dim=1).values)
+    return torch.cat(found)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from flops_fit.errors import InputError, MissingExtra
 
 DIRECTIONS = 8  # principal ones, in which the process lives: few points say nothing of more
+SMALLEST = 1e-6  # of the largest deviation: below it a direction is none
 STEPS, RATE = 150, 0.05  # of Adam on the marginal likelihood
 FEWEST = 8  # points
 
@@ -28,7 +29,7 @@ class Surrogate:
         MissingExtra: gpytorch is not installed.
     """
 
-    def __init__(self, x: Tensor, scores: Tensor, space: Tensor | None = None, seed: int = 0) -> None:
+    def __init__(self, x: Tensor, scores: Tensor, space: Tensor | None = None) -> None:
         if x.dim() != 2 or scores.shape != x.shape[:1] or len(x) < FEWEST:
             told = f"scores: got {tuple(scores.shape)} for vectors of shape {tuple(x.shape)}"
             raise InputError(f"{told}; allowed are one for each of at least {FEWEST} vectors")
@@ -37,14 +38,12 @@ class Surrogate:
         whole = (x if space is None else space).double()
         self._centre = whole.mean(dim=0)
         _, deviations, axes = torch.linalg.svd(whole - self._centre, full_matrices=False)
-        kept = min(DIRECTIONS, len(deviations))
+        kept = min(DIRECTIONS, int((deviations > SMALLEST * deviations[0]).sum()))
         self._to = axes[:kept].T / (deviations[:kept] / max(len(whole) - 1, 1) ** 0.5)  # (D, kept): to unit variance
         self._level, self._unit = float(scores.double().mean()), float(scores.double().std())
         inputs, targets = self._near(x), (scores.double() - self._level) / self._unit
         self._model, self._likelihood = _process(inputs, targets)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _fit(self._model, self._likelihood, inputs, targets)
+        _fit(self._model, self._likelihood, inputs, targets)
 
     def _near(self, x: Tensor) -> Tensor:
         near: Tensor = (x.double() - self._centre) @ self._to
@@ -76,14 +75,19 @@ class Surrogate:
 
 
 def correlation(x: Tensor, scores: Tensor, space: Tensor, parts: int = 5) -> float:
-    """Of scores with what a surrogate of the other parts expected of them: 0, and it knows nothing."""
+    """Of scores with what a surrogate of the other parts expected of them, the mean over parts: 0, it knows nothing.
+
+    Within each part: what is left out lowers the mean of the others, which over all parts would look like knowledge.
+    """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    expected = torch.zeros(len(x), dtype=torch.float64)
+    found = []
     for part in order.chunk(parts):
         rest = torch.ones(len(x), dtype=torch.bool)
         rest[part] = False
-        expected[part] = Surrogate(x[rest], scores[rest], space).mean(x[part])
-    return float(np.corrcoef(expected.numpy(), scores.double().numpy())[0, 1])
+        expected = Surrogate(x[rest], scores[rest], space).mean(x[part])
+        flat = not float(expected.std()) > 0 or not float(scores[part].std()) > 0
+        found.append(0.0 if flat else float(np.corrcoef(expected.numpy(), scores[part].double().numpy())[0, 1]))
+    return float(np.mean(found))
 
 
 def _process(inputs: Tensor, targets: Tensor) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flops_fit.errors import InputError, MissingExtra
-from flops_fit.evaluate.metric import Metric, bootstrapped, mean_of, ratio_of
+from flops_fit.evaluate.metric import Metric, bootstrapped, mean_of, ratio_of, share_of
 
 WORD = re.compile(r"[a-z']+|[0-9]+")
 BLEU_DRAWS = 200  # each is a corpus score of its own
@@ -32,15 +32,15 @@ def round_trip(said: Sequence[str], returned: Sequence[str]) -> list[Metric]:
     if len(said) != len(returned):
         raise InputError(f"returned: got {len(returned)} texts for {len(said)}; give one for each")
     found = []
-    for name, scorer in (("bleu", _sacrebleu().BLEU()), ("chrf", _sacrebleu().CHRF())):
+    for name, scorer in (("bleu", require().BLEU()), ("chrf", require().CHRF())):
         statistics = np.array(scorer._extract_corpus_statistics(list(returned), [list(said)]))  # (n, counts)
 
         def score(rows, scorer=scorer, statistics=statistics) -> float:  # type: ignore[no-untyped-def]
             return float(scorer._compute_score_from_stats(statistics[rows].sum(axis=0).tolist()).score)
 
         found.append(bootstrapped(name, score, len(said), BLEU_DRAWS))
-    exact = np.array([a == b for a, b in zip(said, returned, strict=True)], dtype=float)
-    return [*found, mean_of("exact", exact)]
+    exact = np.array([a == b for a, b in zip(said, returned, strict=True)])
+    return [*found, share_of("exact", exact)]
 
 
 def known_words(texts: Sequence[str], vocabulary: Collection[str]) -> Metric:
@@ -62,8 +62,8 @@ def distinct(texts: Sequence[str], n: int = 2) -> Metric:
 
     full = share(np.arange(len(texts)))
     half = [share(np.random.default_rng(seed).permutation(len(texts))[: len(texts) // 2]) for seed in range(100)]
-    spread = float(np.std(half)) / 2**0.5  # of half samples without repeats, which a bootstrap would take for copies
-    return Metric(name=f"distinct_{n}", value=full, lo=full - 1.96 * spread, hi=full + 1.96 * spread, n=len(texts))
+    spread = 1.96 * float(np.std(half))  # halves without repeats vary as the whole does (Shao and Wu 1989)
+    return Metric(name=f"distinct_{n}", value=full, lo=max(0, full - spread), hi=min(1, full + spread), n=len(texts))
 
 
 def self_bleu(texts: Sequence[str]) -> Metric:
@@ -71,7 +71,7 @@ def self_bleu(texts: Sequence[str]) -> Metric:
 
     Of the first `SELF` texts: it grows with their number. Texts of fewer than 4 words are scored by what they have.
     """
-    scorer, some = _sacrebleu().BLEU(effective_order=True), list(texts[:SELF])
+    scorer, some = require().BLEU(effective_order=True), list(texts[:SELF])
     scores = [scorer.sentence_score(one, some[:i] + some[i + 1 :]).score for i, one in enumerate(some)]
     return mean_of("self_bleu", np.array(scores))
 
@@ -121,7 +121,8 @@ class WordModel:
         return Metric(name="perplexity", value=value, lo=lo, hi=hi, n=len(texts))
 
 
-def _sacrebleu() -> Any:
+def require() -> Any:
+    """sacrebleu's metrics. Raises MissingExtra."""
     try:
         import sacrebleu.metrics
     except ImportError as error:

@@ -54,7 +54,7 @@ class KernelVelocity(nn.Module):
     `labels` (the fold of each row of x) are given, each row is told by memories and axes of the other folds alone.
 
     Args:
-        heads: the size parameter; 25 to 170 numbers each.
+        heads: the size parameter; 102 numbers each.
         mean, variances: (D,) of the data along their principal axes (`rotated`).
         rows: (n, D) data less their mean, along those axes.
         path: name of the path.

@@ -21,16 +21,16 @@ SHIPPED = Path(__file__).resolve().parents[1] / "bundles"  # those that come wit
 
 
 def located(bundle: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle: one on the disk, or one that comes with flops-fit, by its name.
+    """The folder of a bundle: one that comes with flops-fit, by its name, or any other (./NAME if it is called so too).
 
     Raises:
         InputError: neither.
     """
-    if Path(bundle).is_dir():
-        return Path(bundle)
     shipped = sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
     if str(bundle) in shipped:
         return SHIPPED / str(bundle)
+    if Path(bundle).is_dir():
+        return Path(bundle)
     raise InputError.unknown("BUNDLE", str(bundle), [*shipped, "the folder that `flops-fit train` wrote"])
 
 
@@ -40,11 +40,15 @@ def save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     Args:
         half: floating-point tensors in half precision; they come back as float32.
     """
-    text = json.dumps(dict(config), indent=1, sort_keys=True) + "\n"
     content = _safetensors().save({name: _stored(value, half) for name, value in tensors.items()})
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / WEIGHTS, content)
-    _replace(folder / CONFIG, text.encode())
+    write_json(folder / CONFIG, dict(config))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    _replace(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

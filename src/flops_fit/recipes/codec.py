@@ -6,6 +6,7 @@ what it cost and how well it reads: the card beside the weights that come with f
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch.utils.data import TensorDataset
 from flops_fit.data.codecs import VOCABULARY, Embedded
 from flops_fit.data.sentences import Vocabulary, made_up_sentences, read_sentences
 from flops_fit.data.text import is_held_out
+from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric
-from flops_fit.evaluate.text import round_trip
+from flops_fit.evaluate.text import require, round_trip
 from flops_fit.models.codec import SentenceCodec, written
 from flops_fit.study.training import Training
 from flops_fit.train.options import TrainOptions
@@ -75,9 +77,15 @@ def training(
     """
     sentences = list(dict.fromkeys(read_sentences(data, MOST_WORDS)))  # each once
     held_out = [sentence for sentence in sentences if is_held_out(sentence)]
+    if len(held_out) < 2:
+        told = f"data: {len(held_out)} of {len(sentences)} sentences are held out"
+        raise InputError(f"{told}; give more: one in twenty is, and at least 2 are needed")
+    require()  # of what judges it: before the hours, not after
     stories = made_up_sentences(made_up, MOST_WORDS)
     known = [sentence for sentence in dict.fromkeys(sentences + stories) if not is_held_out(sentence)]
     vocabulary = Vocabulary.learned(known, VOCABULARY_SIZE)
+    if not width >= 4 or width % 4:
+        raise InputError(f"width: got {width}; allowed are multiples of its 4 heads")
     arguments = {"width": width, "vocab_size": len(vocabulary), "context": CONTEXT, "layers": layers}
     objective = Reconstruction()
 
@@ -95,9 +103,15 @@ def training(
         held_out=TensorDataset(vocabulary.encode(held_out, CONTEXT)),
         objective=objective, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         options=TrainOptions(warmup=0.02, decay=0.4, weight_decay=0.02, looks=20, ema=0.05),
-        config={"kind": KIND, "arguments": arguments, "objective": asdict(objective), "sentences": len(known)},
+        config={"kind": KIND, "arguments": arguments, "objective": asdict(objective), "sentences": len(known),
+                "data_hash": fingerprint(sentences)},
         evaluate=judged, finish=finish, half=True,
     )  # fmt: skip
+
+
+def fingerprint(sentences: Sequence[str]) -> str:
+    """Of different sentences, in their order."""
+    return hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
 
 
 def scores(codec: Embedded, sentences: Sequence[str]) -> list[Metric]:

@@ -20,7 +20,7 @@ from flops_fit.data.vectors import Augmentation, Normaliser, Vectors
 from flops_fit.errors import InputError
 from flops_fit.evaluate.flow import Losses, held_out_losses
 from flops_fit.evaluate.metric import Metric
-from flops_fit.flow.baselines import Gaussian, full_covariance, isotropic, zero
+from flops_fit.flow.baselines import Gaussian, full_covariance, zero
 from flops_fit.flow.couplings import coupling_named
 from flops_fit.flow.kernel import KernelVelocity, folded
 from flops_fit.flow.loss import Flow, flow_loss, squared_error
@@ -48,7 +48,7 @@ PAIR_STEPS = 20  # of Heun's method, for each
 @dataclass(frozen=True)
 class Matching:
     """(model, [vectors (B, D), ...]) -> loss. In training with the coupling, times and augmentation that were chosen;
-    held out always with independent noise and uniform times, so that losses of one path compare."""
+    held out with the same pairs, since their best velocity is another, but uniform times and no augmentation."""
 
     path: str
     coupling: str = "independent"
@@ -65,7 +65,7 @@ class Matching:
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         data, *folds = batch  # folds (B,), of data that are remembered (F19)
         if not model.training:
-            return flow_loss(model, Flow(path_named(self.path)), data)
+            return flow_loss(model, Flow(path_named(self.path), coupling=coupling_named(self.coupling)), data)
         return flow_loss(model, self.flow, Augmentation(self.augmentation)(data), *folds)
 
 
@@ -126,7 +126,8 @@ class SentenceFlow(nn.Module):
     def losses(self, raw: Tensor) -> Losses:
         """On held-out vectors (n, D), beside the predictors that need no training."""
         data = self.normaliser(raw)
-        level = isotropic(self.gaussian.variances.sqrt()[None] * torch.tensor([[1.0], [-1.0]]))
+        mean, none = self.gaussian.mean, self.gaussian.mean.new_zeros(self.config["dim"], 0)
+        level = Gaussian(mean, mean[:0], none, float(self.gaussian.variances.mean()))
         known: dict[str, Velocity] = {
             "zero": zero, "isotropic": level.velocity(self.path), "gaussian": self.gaussian.velocity(self.path),
             "model": self.velocity,
@@ -179,7 +180,12 @@ def training(
     Raises:
         InputError: an unknown name, vectors that cannot be used, reflow without a teacher.
     """
-    _check_names(arch, size, flow, augmentation, teacher)
+    _check_names(arch, size, flow, teacher)
+    chosen = {
+        "times": times != "uniform", "augmentation": augmentation not in ("", "none"),
+        "statistics": statistics != "standard", "gaussian": not preconditioned,
+    }  # fmt: skip
+    _check_unread(arch, flow, [name for name, other in chosen.items() if other])
     if held_out is None:
         inside, outside = split_by_hash(len(vectors))
         vectors, held_out = vectors.at(inside), vectors.at(outside)
@@ -231,13 +237,13 @@ def training(
         name=f"{arch} {flow}", **network,
         dataset=TensorDataset(*data), held_out=TensorDataset(*judge),
         objective=objective,
-        epochs=epochs, batch_size=batch_size, lr=lr or (KERNEL_LR if arch == KERNEL else LR), seed=seed,
+        epochs=epochs, batch_size=batch_size, lr=(KERNEL_LR if arch == KERNEL else LR) if lr is None else lr, seed=seed,
         options=options or OPTIONS,
         config=config, parts=parts, evaluate=judged,
     )  # fmt: skip
 
 
-def _check_names(arch: str, size: str, flow: str, augmentation: str, teacher: SentenceFlow | None) -> None:
+def _check_names(arch: str, size: str, flow: str, teacher: SentenceFlow | None) -> None:
     if flow not in FLOWS:
         raise InputError.unknown("flow", flow, FLOWS)
     if arch not in {*ARCHITECTURES, KERNEL}:
@@ -248,9 +254,18 @@ def _check_names(arch: str, size: str, flow: str, augmentation: str, teacher: Se
         raise InputError(
             "teacher: reflow straightens a trained flow, and nothing else takes one; give --teacher BUNDLE with reflow"
         )
-    if arch == KERNEL and (flow not in ("icfm", "gvp") or augmentation not in ("", "none")):
-        told = f"arch: {KERNEL} with flow {flow!r} and augmentation {augmentation!r}"
-        raise InputError(f"{told}; it remembers the data as they are: use icfm or gvp, and no augmentation")
+    if arch == KERNEL and flow not in ("icfm", "gvp"):
+        raise InputError(f"arch: {KERNEL} with flow {flow!r}; it remembers pairs of chance: use icfm or gvp")
+
+
+def _check_unread(arch: str, flow: str, chosen: Sequence[str]) -> None:
+    """What reflow takes from its teacher, and what remembered data have no use for."""
+    unread = {"times", "augmentation", "statistics"} if flow == "reflow" else set()
+    unread |= {"augmentation", "gaussian"} if arch == KERNEL else set()
+    wrong = [name for name in chosen if name in unread]
+    if wrong:
+        told = f"{wrong[0]}: {arch} with {flow} does not read it"
+        raise InputError(f"{told}; leave {' and '.join(wrong)} as they are")
 
 
 def fitted(values: Tensor, statistics: str = "standard") -> tuple[Normaliser, Gaussian]:

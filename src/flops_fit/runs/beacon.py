@@ -41,14 +41,14 @@ Phase = Literal["running", "fitting", "verifying", "finished"]
 
 
 class Beacon:
-    """Passes everything on to `inner`, and keeps progress.json and a page of the running sweep in `folder`.
+    """Passes everything on to `inner`, and keeps progress.json and, if wanted, a page of the running sweep in `folder`.
 
     To leave it without an error is to finish; to leave it by a FlopsFitError is to fail, and the reason is told.
     What cannot be written is told once and never disturbs the sweep.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], inner: Watch) -> None:
-        self.folder, self.inner = Path(folder), inner
+    def __init__(self, folder: str | os.PathLike[str], inner: Watch, page: bool = True) -> None:
+        self.folder, self.inner, self.page = Path(folder), inner, page
         self._pace = Pace(())
         self._begun = utc_now()
         self._phase: Phase = "running"
@@ -124,7 +124,7 @@ class Beacon:
             if at_once or now >= self._next_file:
                 self._next_file = now + WRITE_SECONDS
                 _replace(self.folder / PROGRESS, json.dumps(self.document(), allow_nan=False))
-            if draw or (draw is None and now >= self._next_page):
+            if self.page and (draw or (draw is None and now >= self._next_page)):
                 self._draw(now)
         except OSError as error:
             if not self._told:

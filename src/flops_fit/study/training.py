@@ -29,6 +29,7 @@ from flops_fit.runs.journal import Journal
 from flops_fit.runs.task import Progress
 from flops_fit.runs.watch import Watch, default_watch
 from flops_fit.study.work import CHECKPOINTS, work_off
+from flops_fit.train.checkpoint import Checkpoints
 from flops_fit.train.engine import Trainer
 from flops_fit.train.identity import code_hash
 from flops_fit.train.keep import BEST
@@ -86,14 +87,18 @@ def train(
     """
     folder, watch = Path(output_dir), watch or default_watch()
     trainer, spec, identity = _prepared(training, folder)
-    with Journal.open(folder, identity, fresh=not resume) as journal, Beacon(folder, watch) as beacon:
-        [result] = work_off(journal, [spec], InlineExecutor(), trainer, beacon)
-        if not result.ok:
-            raise FitError(
-                f"{training.name}: {result.reason}; nothing was kept but its journal: lower lr, or look at the data"
-            )
-        beacon.phase("fitting")
-        metrics = _bundle(training, trainer, result, folder)
+    own = {"steps": spec.steps, "batch": spec.batch_size, "lr": spec.lr, "seed": spec.seed}  # one folder, one run
+    with Journal.open(folder, identity | {"run": own}, fresh=not resume) as journal:
+        if not resume:
+            Checkpoints(folder / CHECKPOINTS).clear()
+            _forget(folder)
+        with Beacon(folder, watch, page=False) as beacon:
+            [result] = work_off(journal, [spec], InlineExecutor(), trainer, beacon)
+            beacon.phase("fitting")
+            metrics = _bundle(training, trainer, result, folder)
+            if not result.ok:
+                told = f"{training.name}: {result.reason}; nothing was kept but its journal"
+                raise FitError(f"{told}: lower lr, or look at the data")
     return Trained(folder, result, metrics)
 
 
@@ -127,14 +132,13 @@ def train_several(
     specs = {name: spec for name, (_, spec, _) in made.items()}
     task = Several({spec.key: trainer.on(threads=1) for trainer, spec, _ in made.values()})
     found = {}
-    with Journal.open(folder, {"kind": "several trainings"}) as journal, Beacon(folder, watch) as beacon:
+    several = {"kind": "several trainings"}
+    with Journal.open(folder, several) as journal, Beacon(folder, watch, page=False) as beacon:
         results = work_off(journal, list(specs.values()), executor, task, beacon)
         beacon.phase("fitting")
         for name, result in zip(specs, results, strict=True):
-            metrics = _kept(folder / name, result)
-            if metrics is None and result.ok:
-                metrics = _bundle(trainings[name], made[name][0], result, folder / name)
-            found[name] = Trained(folder / name, result, metrics or ())
+            metrics = _bundle(trainings[name], made[name][0], result, folder / name)
+            found[name] = Trained(folder / name, result, metrics)
     return found
 
 
@@ -151,6 +155,9 @@ def _kept(folder: Path, result: RunResult) -> tuple[Metric, ...] | None:
 
 
 def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+    for name, value in {"epochs": training.epochs, "lr": training.lr}.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}: got {value}; allowed are finite numbers above 0")
     source = prepare(training.dataset, training.held_out)
     objective = Objective(objective=training.objective)
     batch = next(source.batches(PROBE_SAMPLES, seed=0))
@@ -177,7 +184,16 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
 
 
 def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Path) -> tuple[Metric, ...]:
-    """The best weights, evaluated, and everything that says where they come from."""
+    """The best weights, evaluated, and everything that says where they come from; none of a run that failed.
+
+    training.json is written last and taken away first: where it is, all files of the bundle are of that run.
+    """
+    kept = _kept(folder, result)
+    if kept is not None:
+        return kept
+    _forget(folder)
+    if not result.ok:
+        return ()
     model = trainer.builder.build(training.size)
     assert trainer.placement.weights is not None
     best = trainer.placement.weights / BEST
@@ -188,11 +204,13 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     weights.save(folder, training.parts(model), {**training.config, "params": result.spec.params}, half=training.half)
     if training.finish is not None:
         training.finish(folder)
-    _write(folder / METRICS, {"metrics": table(metrics), "data": trainer.source.fingerprint})
+    weights.write_json(folder / METRICS, {"metrics": table(metrics), "data": trainer.source.fingerprint})
     told = {"best": about, "held_out_from": trainer.source.held_out_from}
-    _write(folder / TRAINING, {"key": result.spec.key, **result.to_dict(), **told})
+    weights.write_json(folder / TRAINING, {"key": result.spec.key, **result.to_dict(), **told})
     return metrics
 
 
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _forget(folder: Path) -> None:
+    """Take away the bundle of another run."""
+    for name in (TRAINING, METRICS, weights.CONFIG, weights.WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
