@@ -338,9 +338,9 @@ def test_errors_of_ours_and_only_those_become_exit_code_2(monkeypatch: pytest.Mo
 
         return examine
 
-    monkeypatch.setattr(cli, "_examine", raises(FlopsFitError("told")))
+    monkeypatch.setattr(cli.sizing, "_examine", raises(FlopsFitError("told")))
     assert call("doctor")[::2] == (2, "error: told\n")
-    monkeypatch.setattr(cli, "_examine", raises(RuntimeError("a bug")))
+    monkeypatch.setattr(cli.sizing, "_examine", raises(RuntimeError("a bug")))
     monkeypatch.setattr(sys, "argv", ["flops-fit", "doctor"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,26 +16,32 @@ ROOT = Path(__file__).resolve().parents[1]
 DIM = 16
 
 
+def script() -> ModuleType:
+    """experiments/sentences/study.py, which is no package."""
+    spec = importlib.util.spec_from_file_location("sentences_study", ROOT / "experiments" / "sentences" / "study.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script, with one network, one seed and short runs."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "sentences"))
-    module = importlib.import_module("study")
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, with two networks, one seed and short runs."""
+    module = script()
     for name, value in {
-        "ARCHS": ("mlp", "unet"),
-        "FLOWS": ("icfm", "reflow"), "SIZES": (100,), "SEEDS": (0, 1), "SEEN": 200, "SAMPLES": 30, "HERE": tmp_path,
-        "OUTPUTS": tmp_path / "outputs", "SOLVERS": [("euler", 2), ("heun", 16)],
+        "ARCHS": ("mlp", "unet"), "FLOWS": ("icfm", "reflow"), "SIZES": (100,), "SEEDS": (0,), "SEEN": 200,
+        "SAMPLES": 30, "AT_ONCE": 99, "HERE": tmp_path, "OUTPUTS": tmp_path / "outputs",
+        "SOLVERS": [("euler", 2), ("heun", 16)],
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    yield module
-    sys.modules.pop("study", None)
+    return module
 
 
-def test_the_matrix_has_no_configuration_twice_and_at_least_fifty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "sentences"))
-    names = [one.name for one in importlib.import_module("study").matrix()]
+def test_the_matrix_has_no_configuration_twice_and_at_least_fifty() -> None:
+    names = [one.name for one in script().matrix()]
     assert len(names) == len(set(names)) >= 50
-    sys.modules.pop("study", None)
 
 
 def test_from_training_to_tables(

@@ -154,9 +154,10 @@ def number(text: str) -> Any:
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds; of one seed it alone."""
     values = list(values)
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    off = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{off}"
 
 
 def show() -> None:
