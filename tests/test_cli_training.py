@@ -123,6 +123,8 @@ def test_what_cannot_be(
     rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     if not (folder / "v.parquet").exists():
         parquet.write(folder / "v.parquet", {"embedding": list(rows.numpy())})
+    if " plain" in typed:  # finished already, or trained now
+        call(capsys, monkeypatch, *"train sentences --data v.parquet --size tiny --epochs 1 --output plain".split())
     code, out, err = call(capsys, monkeypatch, *typed.split())
     assert code == 2 and not out
     assert any(one in err for one in said.split("|")) and err.count("\n") == 1, err

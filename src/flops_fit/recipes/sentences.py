@@ -22,7 +22,7 @@ from flops_fit.evaluate.flow import Losses, held_out_losses
 from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.baselines import Gaussian, full_covariance, zero
 from flops_fit.flow.couplings import coupling_named
-from flops_fit.flow.kernel import KernelVelocity, folded
+from flops_fit.flow.kernel import KernelVelocity, Memory, folded
 from flops_fit.flow.loss import Flow, flow_loss, squared_error
 from flops_fit.flow.paths import path_named
 from flops_fit.flow.precondition import GaussianPreconditioned, rotated
@@ -211,21 +211,11 @@ def training(
 
     if arch == KERNEL:
         folds, others = folded(data[0], seed)
+        network = _remembering(size, path, gaussian, data[0], others)
         data = (*data, folds)
-        rows = data[0] - gaussian.mean
-        network: dict[str, Any] = {
-            "model_cls": KernelVelocity, "size_param": "heads", "size": HEADS[size], "model_kwargs": {
-                "mean": gaussian.mean, "variances": gaussian.variances, "rows": rows, "path": path, "others": others,
-            },
-        }  # fmt: skip
     else:
         create_model(arch, size, **given, dim=dim)  # wrong arguments are told here, or never
-        over = {"mean": gaussian.mean, "variances": gaussian.variances} if preconditioned else {}
-        network = {
-            "model_cls": velocity_network, "size_param": "hidden",
-            "size": given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"]),
-            "model_kwargs": {"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **over},
-        }  # fmt: skip
+        network = _learning(arch, size, path, given, gaussian if preconditioned else None, dim)
 
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
         return _whole(config, normaliser, gaussian, model).state_dict()
@@ -241,6 +231,29 @@ def training(
         options=options or OPTIONS,
         config=config, parts=parts, evaluate=judged,
     )  # fmt: skip
+
+
+def _remembering(
+    size: str, path: str, gaussian: Gaussian, values: Tensor, others: Sequence[Memory]
+) -> dict[str, Any]:  # fmt: skip
+    """What `Training` must know of remembered data."""
+    memory = {"mean": gaussian.mean, "variances": gaussian.variances, "rows": values - gaussian.mean}
+    return {
+        "model_cls": KernelVelocity, "size_param": "heads", "size": HEADS[size],
+        "model_kwargs": {**memory, "path": path, "others": others},
+    }  # fmt: skip
+
+
+def _learning(
+    arch: str, size: str, path: str, given: Mapping[str, Any], over: Gaussian | None, dim: int
+) -> dict[str, Any]:
+    """What `Training` must know of a network, over a Gaussian or by itself."""
+    known = {} if over is None else {"mean": over.mean, "variances": over.variances}
+    return {
+        "model_cls": velocity_network, "size_param": "hidden",
+        "size": given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"]),
+        "model_kwargs": {"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **known},
+    }  # fmt: skip
 
 
 def _check_names(arch: str, size: str, flow: str, teacher: SentenceFlow | None) -> None:
