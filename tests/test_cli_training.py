@@ -124,7 +124,8 @@ def test_what_cannot_be(
     if not (folder / "v.parquet").exists():
         parquet.write(folder / "v.parquet", {"embedding": list(rows.numpy())})
     if " plain" in typed:  # finished already, or trained now
-        call(capsys, monkeypatch, *"train sentences --data v.parquet --size tiny --epochs 1 --output plain".split())
+        call(capsys, monkeypatch, "train", "sentences", "--data", "v.parquet", "--size", "tiny", "--epochs", "1",
+             "--output", "plain")  # fmt: skip
     code, out, err = call(capsys, monkeypatch, *typed.split())
     assert code == 2 and not out
     assert any(one in err for one in said.split("|")) and err.count("\n") == 1, err
