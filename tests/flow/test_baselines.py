@@ -78,6 +78,13 @@ def test_isotropic_is_a_mixture_of_one(path: Path) -> None:
     torch.testing.assert_close(one.velocity(path)(x, t), mixture.velocity(path, x, t), rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("shrinkage", [None, 0.2])
+def test_a_gaussian_made_round_is_the_isotropic_one_of_its_data(shrinkage: float | None) -> None:
+    data = samples(12, 20)  # fewer than dims: there is a rest
+    ours, direct = full_covariance(data, shrinkage).isotropic(), isotropic(data)
+    assert torch.equal(ours.mean, direct.mean) and ours.rest == pytest.approx(direct.rest)
+
+
 def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
     """Against their definition, sample by sample: b^2 = mean_k |x_k x_k' - S|^2 / n / D, d^2 = |S - m I|^2 / D."""
     for n, dims in ((30, 6), (6, 30)):

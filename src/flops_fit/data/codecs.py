@@ -1,6 +1,6 @@
 """Text to vectors and back, behind two methods. Which codec made them is part of what vectors are.
 
-    Embedded    the sentence autoencoder that comes with flops-fit, or one of your own training
+    Embedded    a sentence autoencoder that `flops-fit train codec` made
     Sonar       Meta's SONAR (Duquenne et al. 2023, arXiv 2308.11466), through its own package
 
 The home of sonar.
@@ -109,7 +109,7 @@ class Sonar:
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of that name: sonar, the one that comes with flops-fit (codec), or the folder of one.
+    """The codec of that name: sonar, a bundle by its name, or the folder of one.
 
     Args:
         name: with "@hash" behind it as in `reference`, the weights must be those.

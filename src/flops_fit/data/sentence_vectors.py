@@ -2,7 +2,7 @@
 
     FILE.parquet    its vectors; split by its column `split` (train, and any other), or by hash
     another FILE    text, one sentence a line, encoded by a codec
-    nothing         sentences of made-up stories, encoded by the codec that comes with flops-fit
+    nothing         sentences of made-up stories, encoded by a codec
 """
 
 from __future__ import annotations

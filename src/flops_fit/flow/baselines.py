@@ -50,6 +50,12 @@ class Gaussian:
         v = at.d_alpha * self.mean + elsewhere * off + (along * (off @ self.basis)) @ self.basis.T
         return v.view_as(x)
 
+    def isotropic(self) -> Gaussian:
+        """The same mean, and its mean variance in every direction: what `isotropic` makes of the same data."""
+        (dims,), known = self.mean.shape, len(self.variances)
+        level = (float(self.variances.sum()) + self.rest * (dims - known)) / dims
+        return Gaussian(self.mean, self.variances[:0], self.basis[:, :0], level, shape=self.shape)
+
     def to(self, like: Tensor) -> Gaussian:
         """The same in the dtype and on the device of `like`."""
         moved = (self.mean.to(like), self.variances.to(like), self.basis.to(like))

@@ -44,8 +44,8 @@ class SentenceCodec(nn.Module):
 
     The sentence is cut into as many pieces as there are slots, each of the same number of tokens. A slot begins with
     its piece and reads the whole sentence; what the slots hold, side by side, is the vector. The decoder reads the
-    slots first and then writes, token by token, with the slot of a token's own piece beside it. Without that way from
-    a piece to its slot and back, the same network needs a hundred times the sentences until it writes what it read.
+    slots first and then writes, token by token, with the slot of a token's own piece beside it. That way from a piece
+    to its slot and back is what lets it learn to copy soon.
 
     Args:
         width: H, of both sides; the size parameter.

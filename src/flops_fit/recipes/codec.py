@@ -1,7 +1,6 @@
 """codec: a sentence autoencoder with 1024-d vectors, so that generated vectors can be read.
 
 command   flops-fit train codec --data sentences.txt --output outputs/codec
-what it cost and how well it reads: the card beside the weights that come with flops-fit
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from flops_fit.train.options import TrainOptions
 KIND = "codec"
 MOST_WORDS = 20
 VOCABULARY_SIZE = 4096
-CONTEXT = 32  # tokens; a sentence of 20 words has about 24
+CONTEXT = 32  # tokens, its end among them; what does not fit is cut off
 JUDGED = 500  # held-out sentences whose round trip is measured
 NOISE = 0.1  # of a vector's length, for the second round trip
 

@@ -126,11 +126,9 @@ class SentenceFlow(nn.Module):
     def losses(self, raw: Tensor) -> Losses:
         """On held-out vectors (n, D), beside the predictors that need no training."""
         data = self.normaliser(raw)
-        mean, none = self.gaussian.mean, self.gaussian.mean.new_zeros(self.config["dim"], 0)
-        level = Gaussian(mean, mean[:0], none, float(self.gaussian.variances.mean()))
         known: dict[str, Velocity] = {
-            "zero": zero, "isotropic": level.velocity(self.path), "gaussian": self.gaussian.velocity(self.path),
-            "model": self.velocity,
+            "zero": zero, "isotropic": self.gaussian.isotropic().velocity(self.path),
+            "gaussian": self.gaussian.velocity(self.path), "model": self.velocity,
         }  # fmt: skip
         return held_out_losses(known, self.path, data)
 
