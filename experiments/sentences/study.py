@@ -1,8 +1,8 @@
 """Which flow, which network, how much data, how many steps: velocity networks over vectors of sentences.
 
-    python experiments/sentences/study.py train --data captions.txt    every configuration; resumable
-    python experiments/sentences/study.py judge --data captions.txt    samples of each: results.csv and solvers.csv
-    python experiments/sentences/study.py show                         the tables of README.md, from those files
+    python experiments/sentences/study.py train captions --data captions.txt    every configuration; resumable
+    python experiments/sentences/study.py judge captions --data captions.txt    all measurements: captions/*.csv
+    python experiments/sentences/show.py captions                               tables and pictures of those files
 
 Text is encoded by the codec that comes with flops-fit. All configurations see as many vectors in training.
 """
@@ -13,8 +13,7 @@ import argparse
 import csv
 import itertools
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,30 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import wilcoxon
+from torch import Tensor
 
+from flops_fit.data.codecs import codec_named
 from flops_fit.data.sentence_vectors import sentence_vectors
 from flops_fit.data.vectors import Vectors
+from flops_fit.evaluate.flow import straightness
 from flops_fit.evaluate.metric import holm
 from flops_fit.evaluate.sets import energy_distance
+from flops_fit.evaluate.text import WordModel, distinct, known_words, words
+from flops_fit.flow.guidance import autoguidance
 from flops_fit.flow.solvers import solve
 from flops_fit.recipes.sentences import FLOWS, SentenceFlow, training
 from flops_fit.runs.executors import ProcessExecutor
-from flops_fit.study.training import train_several
+from flops_fit.study.training import Training, train_several
 
-HERE, OUTPUTS = Path(__file__).parent, Path("outputs/sentences")
+HERE, OUTPUTS = Path(__file__).parent, Path("outputs")
 ARCHS, SEEDS, MOST = ("mlp", "dit", "unet", "ssm"), (0, 1, 2), 5000
 SIZES = (500, 1000, 2000, MOST)
 SEEN = 100_000  # vectors in each training, repeats counted
-SAMPLES = 1000
+SAMPLES, READ, DRAWN = 1000, 200, 300  # vectors to measure, texts to read, points of the map
 AT_ONCE = 8  # trainings handed to the workers together, each with a copy of its data
 SOLVERS = [("euler", n) for n in (1, 2, 4, 8, 16, 32)] + [("heun", n) for n in (1, 2, 4, 8, 16)]
+BEST = ("heun", 16)  # whose samples are measured
+SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of autoguidance
 
 
 @dataclass(frozen=True)
@@ -57,83 +63,154 @@ class Configuration:
         return "-".join(parts if self.gaussian else [*parts, "plain"])
 
 
-def matrix() -> list[Configuration]:
+def matrix(most: int) -> list[Configuration]:
     """Every configuration once: those that belong to several blocks stand in the first of them."""
-    found = [Configuration("flows", a, f, seed=s) for a, f, s in itertools.product(ARCHS, FLOWS, SEEDS)]
-    found += [
-        Configuration("data", a, vectors=n, seed=s)
-        for a, n, s in itertools.product(("mlp", "kernel"), SIZES, SEEDS)
-    ]
-    found += [Configuration("augmentation", augmentation=a, seed=s)
+    found = [Configuration("flows", a, f, most, seed=s) for a, f, s in itertools.product(ARCHS, FLOWS, SEEDS)]
+    sizes = [*(n for n in SIZES if n < most), most]
+    found += [Configuration("data", a, vectors=n, seed=s)
+              for a, n, s in itertools.product(("mlp", "kernel"), sizes, SEEDS)]  # fmt: skip
+    found += [Configuration("augmentation", vectors=most, augmentation=a, seed=s)
               for a, s in itertools.product(("mixup:0.2", "noise:0.1", "dropout:0.1"), SEEDS)]  # fmt: skip
-    found += [Configuration("plain", a, gaussian=False, seed=s) for a, s in itertools.product(("mlp", "dit"), SEEDS)]
-    return list({one.name: one for one in reversed(found)}.values())[::-1]
+    found += [Configuration("plain", a, vectors=most, gaussian=False, seed=s)
+              for a, s in itertools.product(("mlp", "dit"), SEEDS)]  # fmt: skip
+    first: dict[str, Configuration] = {}
+    for one in found:
+        first.setdefault(one.name, one)
+    return list(first.values())
 
 
-def train(data: str | None, workers: int) -> None:
+def train(data: Path | None, outputs: Path, workers: int) -> None:
     """Two waves, since reflow straightens what the first one trained."""
-    train_set, held_out = sentence_vectors(data, most=MOST)
-    first = [one for one in matrix() if one.flow != "reflow"]
-    second = [one for one in matrix() if one.flow == "reflow"]
-    for wave in (first, second):
+    train_set, held_out = sentence_vectors(None if data is None else str(data), most=MOST)
+    configurations = matrix(len(train_set))
+    for reflow in (False, True):
+        wave = [one for one in configurations if (one.flow == "reflow") == reflow]
         for start in range(0, len(wave), AT_ONCE):
-            some = {one.name: made(one, train_set, held_out) for one in wave[start : start + AT_ONCE]}
-            train_several(some, OUTPUTS, ProcessExecutor(workers))
+            some = {one.name: made(one, train_set, held_out, outputs) for one in wave[start : start + AT_ONCE]}
+            train_several(some, outputs, ProcessExecutor(workers))
 
 
-def made(one: Configuration, train_set: Vectors, held_out: Vectors) -> Any:
+def made(one: Configuration, train_set: Vectors, held_out: Vectors, outputs: Path) -> Training:
     teacher = None
     if one.flow == "reflow":
-        teacher = SentenceFlow.load(OUTPUTS / Configuration("flows", one.arch, seed=one.seed).name)
-    some = train_set.at(torch.arange(min(one.vectors, len(train_set))))
+        straightened = Configuration("flows", one.arch, vectors=one.vectors, seed=one.seed)
+        teacher = SentenceFlow.load(outputs / straightened.name)
+    some = train_set.at(torch.arange(one.vectors))
     return training(
         some, held_out, one.arch, "small", one.flow, SEEN / len(some), seed=one.seed, augmentation=one.augmentation,
         preconditioned=one.gaussian, teacher=teacher,
     )  # fmt: skip
 
 
-def judge(data: str | None) -> None:
-    """Held-out losses by row, and the distance of samples to held-out vectors by solver and steps."""
-    _, held_out = sentence_vectors(data, most=MOST)
-    target = held_out.values[:SAMPLES]
-    rows, solvers = [], []
-    for one in matrix():
-        if not (OUTPUTS / one.name / "training.json").exists():
-            print(one.name, "has no bundle: it diverged, or was not trained yet")
-            continue
-        flow = SentenceFlow.load(OUTPUTS / one.name)
-        about = json.loads((OUTPUTS / one.name / "training.json").read_text())
-        losses = flow.losses(held_out.values).by_name
-        each = {name: values.mean(axis=1) for name, values in losses.items()}  # (n,)
-        np.save(OUTPUTS / one.name / "losses.npy", each["model"])
-        told = {f"loss_{name}".replace("loss_model", "loss"): values.mean() for name, values in each.items()}
-        curve = by_solver(flow, target)
-        solvers += [{"name": one.name, **point} for point in curve]
-        best = min(curve, key=lambda point: point["energy"])
-        rows.append({
-            **asdict(one), "name": one.name, **told, "explained": 1 - told["loss"] / told["loss_zero"],
-            "energy": next(p["energy"] for p in curve if (p["method"], p["steps"]) == ("heun", 16)),
-            "best_energy": best["energy"], "params": about["spec"]["params"], "flops": about["flops"],
-            "seconds": about["seconds"],
-        })  # fmt: skip
-        print(one.name, f"loss {told['loss']:.4f}, energy distance {rows[-1]['energy']:.5f}", flush=True)
-    write(HERE / "results.csv", rows)
-    write(HERE / "solvers.csv", solvers)
+def judge(data: Path | None, outputs: Path, folder: Path) -> None:
+    """Every measurement of every configuration that has a bundle."""
+    train_set, held_out = sentence_vectors(None if data is None else str(data), most=MOST)
+    configurations = [one for one in matrix(len(train_set)) if (outputs / one.name / "training.json").exists()]
+    reader = Reader(train_set, held_out)
+    results, solvers, curves, losses = [], [], [], {}
+    for one in configurations:
+        flow = SentenceFlow.load(outputs / one.name)
+        about = json.loads((outputs / one.name / "training.json").read_text())
+        row, losses[one.name] = held_out_loss(flow, held_out)
+        points, best = by_solver(flow, held_out.values[:SAMPLES])
+        row |= {"energy": next(p["energy"] for p in points if (p["method"], p["steps"]) == BEST)}
+        row |= {"straightness": straightness(flow.velocity, noise_for(flow)).value}
+        row |= reader(best) if one.seed == SEEDS[0] else NOT_READ
+        row |= {"params": about["spec"]["params"], "flops": about["flops"], "seconds": about["seconds"]}
+        results.append({**asdict(one), "name": one.name, **row})
+        solvers += [{"name": one.name, **point} for point in points]
+        curves += [{"name": one.name, "step": step, "loss": loss} for step, loss in about["looks"]]
+        print(one.name, f"loss {row['loss']:.4f}, energy distance {row['energy']:.5f}", flush=True)
+    folder.mkdir(exist_ok=True)
+    write(folder / "results.csv", results)
+    write(folder / "solvers.csv", solvers)
+    write(folder / "curves.csv", curves)
+    write(folder / "paired.csv", paired(configurations, losses))
+    write(folder / "guidance.csv", guidance(configurations, held_out.values[:SAMPLES], outputs))
+    write(folder / "map.csv", flat_map(configurations, held_out, outputs))
 
 
-@torch.no_grad()
-def by_solver(flow: SentenceFlow, target: torch.Tensor) -> list[dict[str, Any]]:
-    """Quality against evaluations, from the same noise."""
-    noise = torch.randn(SAMPLES, target.shape[1], generator=torch.Generator().manual_seed(0))
-    found = []
+def held_out_loss(flow: SentenceFlow, held_out: Vectors) -> tuple[dict[str, Any], np.ndarray]:
+    """({its loss and those of predictors that need no training}, (n,) by row)."""
+    each = {name: values.mean(axis=1) for name, values in flow.losses(held_out.values).by_name.items()}
+    means = {"loss" if name == "model" else f"loss_{name}": values.mean() for name, values in each.items()}
+    return {**means, "explained": 1 - means["loss"] / means["loss_zero"]}, each["model"]
+
+
+def noise_for(flow: SentenceFlow) -> Tensor:
+    """(SAMPLES, D), the same for all."""
+    return torch.randn(SAMPLES, flow.config["dim"], generator=torch.Generator().manual_seed(0))
+
+
+def by_solver(flow: SentenceFlow, target: Tensor) -> tuple[list[dict[str, Any]], Tensor]:
+    """(quality against evaluations, samples (SAMPLES, D) of the best solver), from the same noise."""
+    points, best = [], torch.empty(0)
     for method, steps in SOLVERS:
-        one = solve(flow.velocity, noise, method, steps)
-        x = flow.normaliser.back(one.x)
-        found.append({"method": method, "steps": steps, "nfe": one.nfe, "energy": energy_distance(x, target)})
+        found = solve(flow.velocity, noise_for(flow), method, steps)
+        x = flow.normaliser.back(found.x)
+        points.append({"method": method, "steps": steps, "nfe": found.nfe, "energy": energy_distance(x, target)})
+        best = x if (method, steps) == BEST else best
+    return points, best
+
+
+NOT_READ = {"known_words": "", "distinct_2": "", "perplexity": ""}
+
+
+class Reader:
+    """What samples say, as text: share of known words, variety, perplexity under a trigram model of real text."""
+
+    def __init__(self, train_set: Vectors, held_out: Vectors) -> None:
+        self.codec = codec_named(train_set.codec) if train_set.codec else None
+        self.model = WordModel(train_set.texts)
+        self.vocabulary = {word for text in train_set.texts for word in words(text)}
+
+    def __call__(self, x: Tensor) -> dict[str, Any]:
+        if self.codec is None:
+            return NOT_READ
+        texts = self.codec.decode(x[:READ])
+        found = (known_words(texts, self.vocabulary), distinct(texts), self.model.perplexity(texts))
+        return {metric.name: metric.value for metric in found}
+
+
+def paired(configurations: Iterable[Configuration], losses: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Pairs of architectures with flow icfm: the same held-out rows, seeds averaged, by Wilcoxon and Holm."""
+    of: dict[str, list[np.ndarray]] = {}
+    for one in configurations:
+        if one.block == "flows" and one.flow == "icfm":
+            of.setdefault(one.arch, []).append(losses[one.name])
+    means = {arch: np.mean(rows, axis=0) for arch, rows in of.items()}
+    pairs = list(itertools.combinations(means, 2))
+    p = holm([float(wilcoxon(means[a], means[b]).pvalue) for a, b in pairs])
+    return [{"first": a, "second": b, "difference": float((means[a] - means[b]).mean()), "p": corrected}
+            for (a, b), corrected in zip(pairs, p, strict=True)]  # fmt: skip
+
+
+def guidance(configurations: list[Configuration], target: Tensor, outputs: Path) -> list[dict[str, Any]]:
+    """Autoguidance: samples of each architecture, led away from the Gaussian of the same data."""
+    found: list[dict[str, Any]] = []
+    for one in (one for one in configurations if one.block == "flows" and one.flow == "icfm"):
+        flow = SentenceFlow.load(outputs / one.name)
+        for scale in SCALES:
+            velocity = autoguidance(flow.velocity, flow.gaussian.velocity(flow.path), scale)
+            x = flow.normaliser.back(solve(velocity, noise_for(flow), *BEST).x)
+            found.append({"arch": one.arch, "seed": one.seed, "scale": scale, "energy": energy_distance(x, target)})
     return found
 
 
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def flat_map(configurations: list[Configuration], held_out: Vectors, outputs: Path) -> list[dict[str, Any]]:
+    """Held-out vectors and samples of each architecture on the two first principal axes of the held-out ones."""
+    real = held_out.values - held_out.values.mean(dim=0)
+    axes = torch.linalg.svd(real, full_matrices=False).Vh[:2].T  # (D, 2)
+    sets = {"held out": held_out.values}
+    for one in configurations:
+        if one.block == "flows" and one.flow == "icfm" and one.seed == SEEDS[0]:
+            sets[one.arch] = SentenceFlow.load(outputs / one.name).sample(DRAWN, 0, *BEST).x
+    return [{"of": name, "x": float(x), "y": float(y)}
+            for name, rows in sets.items()
+            for x, y in (rows[:DRAWN] - held_out.values.mean(dim=0)) @ axes]  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -141,71 +218,18 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def read(name: str) -> list[dict[str, Any]]:
-    with (HERE / name).open(newline="", encoding="utf-8") as file:
-        return [{k: number(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation over seeds; of one seed it alone."""
-    values = list(values)
-    off = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{off}"
-
-
-def show() -> None:
-    rows = read("results.csv")
-    print(f"{len(rows)} configurations, {sum(row['seconds'] for row in rows) / 3600:.2f} hours of one core, "
-          f"{sum(row['flops'] for row in rows):.3g} FLOPs in training")  # fmt: skip
-    for block in dict.fromkeys(row["block"] for row in rows):
-        print(f"\n{block}: mean ± standard deviation over seeds")
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in (row for row in rows if row["block"] == block):
-            key = (row["arch"], row["flow"], int(row["vectors"]), row["augmentation"], row["gaussian"])
-            groups.setdefault(key, []).append(row)
-        for key, same in groups.items():
-            beyond = max(row["loss"] for row in same) < min(row["loss_gaussian"] for row in same)
-            judged = key[1] in ("icfm", "gvp")  # the others' velocity is not meant for independent pairs
-            mark = "" if beyond or not judged else "   learned nothing beyond Gaussian"
-            print(*key, "loss", spread(row["loss"] for row in same), f"(Gaussian {same[0]['loss_gaussian']:.4f})",
-                  "energy", spread(row["energy"] for row in same), mark)  # fmt: skip
-    compare(rows)
-
-
-def compare(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Architectures at the same flow, rows of the held-out set paired, by Wilcoxon with Holm's correction."""
-    pairs, p = [], []
-    for first, second in itertools.combinations(ARCHS, 2):
-        losses = []
-        for arch in (first, second):
-            files = [OUTPUTS / Configuration("flows", arch, seed=seed).name / "losses.npy" for seed in SEEDS]
-            losses.append(np.mean([np.load(file) for file in files], axis=0))
-        pairs.append((first, second, float((losses[0] - losses[1]).mean())))
-        p.append(float(wilcoxon(losses[0], losses[1]).pvalue))
-    print("\nicfm, loss of the first less that of the second; p over held-out rows, seeds averaged, by Holm")
-    for (first, second, off), corrected in zip(pairs, holm(p), strict=True):
-        print(f"{first} - {second}: {off:+.4f}, p = {corrected:.2g}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("verb", choices=("train", "judge", "show"))
-    parser.add_argument("--data", help="text, one sentence a line; default: made-up sentences")
+    parser.add_argument("verb", choices=("train", "judge"))
+    parser.add_argument("name", help="folder of the results, beside this file")
+    parser.add_argument("--data", type=Path, help="text, one sentence a line, or vectors; default: made-up sentences")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
+    outputs = OUTPUTS / f"study-{given.name}"
     if given.verb == "train":
-        train(given.data, given.workers)
-    elif given.verb == "judge":
-        judge(given.data)
+        train(given.data, outputs, given.workers)
     else:
-        show()
+        judge(given.data, outputs, HERE / given.name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flops_fit.evaluate.flow import BANDS, TIMES, held_out_losses
+from flops_fit.evaluate.flow import BANDS, TIMES, held_out_losses, straightness
 from flops_fit.flow.baselines import full_covariance, zero
 from flops_fit.flow.paths import PATHS
 from flow.worlds import three
@@ -60,3 +60,20 @@ def test_by_time() -> None:
     bands = held_out_losses({"zero": zero}, PATHS["linear"], torch.randn(400, 30)).by_time()
     assert len(bands["t"]) == BANDS and bands["t"] == sorted(bands["t"])
     assert bands["zero"] == pytest.approx([2.0] * BANDS, rel=SAMPLING)
+
+
+def test_straightness_of_a_gaussian_by_its_closed_form() -> None:
+    """Paths are x_t = x_0 r(t) with r = sqrt((s t)^2 + (1 - t)^2): S = int (r' - (s - 1))^2 dt, of unit noise."""
+    scale, grid = 3.0, torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    rate = ((scale * grid) ** 2 + (1 - grid) ** 2).sqrt().diff() * 20_000
+    expected = float((rate - (scale - 1)).square().mean())
+    noise = torch.randn(4000, 5, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    torch.manual_seed(7)
+    data = scale * torch.nn.functional.normalize(torch.randn(4000, 5, dtype=torch.float64), dim=0) * 4000**0.5
+    flow = full_covariance(data, shrinkage=1.0).velocity(PATHS["linear"])
+    assert straightness(flow, noise, steps=200).value == pytest.approx(expected, rel=SAMPLING)
+
+
+def test_a_constant_velocity_is_straight() -> None:
+    found = straightness(lambda x, t: torch.ones_like(x), torch.randn(10, 3, dtype=torch.float64))
+    assert found.value < 1e-20  # rounding of float64, squared

@@ -13,7 +13,7 @@ from torch import Tensor
 from flops_fit.evaluate.metric import Metric, mean_of, ratio_of
 from flops_fit.flow.loss import squared_error
 from flops_fit.flow.paths import Path
-from flops_fit.flow.solvers import Velocity
+from flops_fit.flow.solvers import Velocity, solve
 
 TIMES = 40  # midpoints of equal slices of [0, 1]
 BANDS = 10  # of time, in tables
@@ -68,6 +68,22 @@ def held_out_losses(velocities: Mapping[str, Velocity], path: Path, data: Tensor
             for name, velocity in velocities.items():
                 found[name][-1][rows] = squared_error(velocity(point.x, point.t), point).double().cpu()
     return Losses(times.numpy(), {name: torch.stack(columns, dim=1).numpy() for name, columns in found.items()})
+
+
+@torch.no_grad()
+def straightness(velocity: Velocity, noise: Tensor, steps: int = 32) -> Metric:
+    """How far paths are from straight lines, in squared units a number: 0 where one Euler step is exact (V5; Liu et al.
+    2023, arXiv 2209.03003, Eq. 6). A flow that leads nowhere is straight too: read it beside the quality of samples.
+
+    Args:
+        noise: (n, ...) where the paths begin.
+        steps: of Heun's method along them.
+    """
+    found = solve(velocity, noise, "heun", steps, trajectory=True)
+    assert found.trajectory is not None
+    x = found.trajectory  # (steps + 1, n, ...)
+    gap = (x[-1] - x[0]) - (x[1:] - x[:-1]) * steps  # chords of equal lengths of time, for the velocity there
+    return mean_of("straightness", gap.square().flatten(2).mean(dim=(0, 2)).double().numpy())
 
 
 def _explained(name: str, losses: NDArray[np.float64], zero: NDArray[np.float64]) -> Metric:

@@ -56,7 +56,8 @@ class Path:
     def point(self, noise: Tensor, data: Tensor, t: Tensor) -> Point:
         """Where each pair is at its time t (B,), and how fast it goes (F2): alpha' x_1 + sigma' x_0."""
         alpha, sigma, d_alpha, d_sigma = self.at(t, data)
-        return Point(alpha * data + sigma * noise, t, d_alpha * data + d_sigma * noise)
+        x, velocity = (torch.addcmul(a * data, b, noise) for a, b in ((alpha, sigma), (d_alpha, d_sigma)))
+        return Point(x, t, velocity)
 
 
 def convert(path: Path, x: Tensor, t: Tensor, value: Tensor, given: Prediction, wanted: Prediction) -> Tensor:
@@ -86,11 +87,11 @@ def check_prediction(name: str) -> Prediction:
 
 def check_times(t: Tensor) -> None:
     """Raises InputError where a time lies outside of [0, 1] or is not a number."""
-    if torch.compiler.is_compiling():  # a look at values would break the graph
+    if torch.compiler.is_compiling() or not t.numel():  # a look at values would break the graph
         return
-    fine = (t >= 0) & (t <= 1)
-    if not bool(fine.all()):
-        wrong = t[~fine].flatten()[0].item()
+    lowest, highest = (end.item() for end in t.aminmax())  # NaN, if there is one
+    if not (lowest >= 0 and highest <= 1):
+        wrong = highest if lowest >= 0 else lowest
         raise InputError(f"t: got {wrong:g}; allowed is 0 (noise) to 1 (data)")
 
 

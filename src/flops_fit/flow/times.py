@@ -37,10 +37,16 @@ class Times:
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         """(n,) times in [0, 1], from torch's global generator."""
-        slices = (torch.arange(n, device=device) + torch.rand(n, device=device)) / n
-        normal = self.mean + self.deviation * torch.special.ndtri(slices[torch.randperm(n, device=device)])
-        flat = slices[torch.randperm(n, device=device)]
+        flat = _stratified(n, device)
+        if self.uniform == 1:
+            return flat
+        normal = self.mean + self.deviation * torch.special.ndtri(_stratified(n, device))
         return torch.where(torch.rand(n, device=device) < self.uniform, flat, torch.sigmoid(normal))
+
+
+def _stratified(n: int, device: torch.device | str) -> Tensor:
+    """(n,): one uniform draw in each of n equal slices of [0, 1], in random order."""
+    return torch.rand(n, device=device).add_(torch.randperm(n, device=device)).div_(n)
 
 
 TIMES: dict[str, Callable[[], Times]] = {
