@@ -42,7 +42,7 @@ class Reconstruction:
         replaced: share of the tokens before a place that are random, so that it trusts the vector and not only them.
     """
 
-    noise: float = 1.0
+    noise: float = 2.0
     replaced: float = 0.15
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
