@@ -121,3 +121,5 @@ def test_what_cannot_be() -> None:
         model(turned, torch.full((ROWS,), 0.5), labels=torch.zeros(ROWS, dtype=torch.int64))
     with pytest.raises(InputError, match="at least 2 rows"):
         KernelVelocity(1, torch.zeros(3), torch.ones(3), torch.zeros(1, 3))
+    with pytest.raises(InputError, match="data: got 9 vectors, .* in 5 folds; give at least 10"):
+        folded(torch.randn(9, 3))

@@ -10,7 +10,7 @@ from flops_fit.errors import InputError
 from flops_fit.flow.baselines import full_covariance
 from flops_fit.flow.loss import Flow
 from flops_fit.flow.paths import PATHS
-from flops_fit.flow.precondition import GaussianPreconditioned, rotated
+from flops_fit.flow.precondition import GaussianPreconditioned, Turned, rotated
 from flow.worlds import covariance
 
 EXACT = 1e-9
@@ -83,3 +83,30 @@ def test_only_the_network_is_trained_and_all_is_saved() -> None:
 def test_what_cannot_be(variances: Tensor) -> None:
     with pytest.raises(InputError, match="variances: got shape"):
         GaussianPreconditioned(Zero(), torch.zeros(3), variances)
+
+
+def test_turned_is_the_network_in_its_own_axes() -> None:
+    """And whitened along principal axes, then turned back, the vector is C^-1/2 (x - m)."""
+    torch.manual_seed(5)
+    data = torch.randn(500, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    axes, along = rotated(full_covariance(data, 0.0))
+    seen: list[Tensor] = []
+
+    def look(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x)
+        return 2 * x
+
+    class Look(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return look(x, t)
+
+    turned = Turned(Look(), axes)
+    x = data @ axes
+    torch.testing.assert_close(turned(x, torch.ones(500)), 2 * x)
+    torch.testing.assert_close(seen.pop(), data)
+    GaussianPreconditioned(turned, along.mean, along.variances)(x, torch.ones(500, dtype=torch.float64))
+    covariance = (data - data.mean(0)).T @ (data - data.mean(0)) / len(data)
+    values, vectors = torch.linalg.eigh(covariance)
+    inverse_root = vectors @ torch.diag(values**-0.5) @ vectors.T
+    torch.testing.assert_close(seen.pop(), (data - data.mean(0)) @ inverse_root)
+    assert not turned.state_dict() and turned.num_params() == 0

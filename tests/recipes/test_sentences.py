@@ -11,10 +11,12 @@ from torch import Tensor
 
 from flops_fit.data.vectors import Vectors
 from flops_fit.errors import InputError
+from flops_fit.flow.precondition import Turned
 from flops_fit.models import ARCHITECTURES, weights
 from flops_fit.recipes.sentences import FLOWS, Matching, SentenceFlow, training
 from flops_fit.runs.watch import Quiet
-from flops_fit.study.training import train
+from flops_fit.study.training import _prepared, train
+from flops_fit.train.keep import BEST, LAST
 from flops_fit.train.options import TrainOptions
 
 DIM = 32
@@ -30,6 +32,13 @@ def rings(n: int, seed: int) -> Tensor:
 def vectors(n: int = 300, seed: int = 3) -> Vectors:
     values = rings(n, seed)
     return Vectors(values, tuple(f"text {i}" for i in range(n)), {}, "rings")
+
+
+def curve(n: int, seed: int) -> Vectors:
+    """A closed line through 8 dimensions: all its waves are uncorrelated, and one number tells all eight."""
+    angle = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) * 6.2832
+    waves = angle * torch.arange(1, 5)
+    return Vectors(torch.cat((waves.cos(), waves.sin()), dim=1), ("",) * n, {}, "a curve")
 
 
 def one(**changes: Any) -> Any:
@@ -54,21 +63,33 @@ def test_every_flow_is_trained_kept_and_sampled(flow: str, tmp_path: Path) -> No
     assert again == pytest.approx({metric.name: metric.value for metric in found.metrics}, rel=1e-6)
 
 
+@pytest.mark.parametrize("preconditioned", [True, False])
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-def test_every_network_is_trained_and_loaded(arch: str, tmp_path: Path) -> None:
-    found = train(one(arch=arch, epochs=1.0), tmp_path, watch=Quiet())
-    assert found.result.ok and SentenceFlow.load(tmp_path).config["arch"] == arch
+def test_every_network_is_trained_and_loaded(arch: str, preconditioned: bool, tmp_path: Path) -> None:
+    found = train(one(arch=arch, epochs=1.0, preconditioned=preconditioned), tmp_path, watch=Quiet())
+    loaded = SentenceFlow.load(tmp_path)
+    assert found.result.ok and loaded.config["arch"] == arch
+    again = {metric.name: metric.value for metric in loaded.losses(vectors(100, 4).values).metrics()}
+    assert again == pytest.approx({metric.name: metric.value for metric in found.metrics}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("arch", "turned"), [("mlp", False), ("dit", False), ("unet", False), ("ssm", True),
+                                              ("dit-chunked", True)])  # fmt: skip
+def test_networks_of_pieces_see_vectors_in_their_own_order(arch: str, turned: bool) -> None:
+    made = one(arch=arch)
+    model = made.model_cls(made.size, **made.model_kwargs)
+    assert isinstance(model.network, Turned) == turned
 
 
 @pytest.mark.parametrize("flow", ["icfm", "gvp"])
 def test_remembered_data_are_trained_kept_and_sampled(flow: str, tmp_path: Path) -> None:
-    found = train(one(arch="kernel", flow=flow, epochs=4.0), tmp_path, watch=Quiet())
-    told = {metric.name: metric.value for metric in found.metrics}
-    assert told["loss"] < told["loss_gaussian"]
+    made = training(curve(300, 3), curve(100, 4), "kernel", flow=flow, epochs=4.0, batch_size=32, options=FAST)
+    told = {metric.name: metric.value for metric in train(made, tmp_path, watch=Quiet()).metrics}
+    assert told["loss"] < 0.9 * told["loss_gaussian"]
     loaded = SentenceFlow.load(tmp_path)
-    again = {metric.name: metric.value for metric in loaded.losses(vectors(100, 4).values).metrics()}
+    again = {metric.name: metric.value for metric in loaded.losses(curve(100, 4).values).metrics()}
     assert again == pytest.approx(told, rel=1e-6)
-    assert loaded.sample(20, steps=3).x.shape == (20, DIM)
+    assert loaded.sample(20, steps=3).x.shape == (20, 8)
 
 
 def test_without_a_network_the_gaussian_is_what_is_sampled() -> None:
@@ -83,13 +104,7 @@ def test_without_a_network_the_gaussian_is_what_is_sampled() -> None:
 
 
 def test_a_trained_network_knows_more_than_the_gaussian(tmp_path: Path) -> None:
-    def curve(n: int, seed: int) -> Vectors:
-        """A closed line through 8 dimensions: all its waves are uncorrelated, and one number tells all eight."""
-        angle = torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) * 6.2832
-        waves = angle * torch.arange(1, 5)
-        return Vectors(torch.cat((waves.cos(), waves.sin()), dim=1), ("",) * n, {}, "a curve")
-
-    made = training(curve(2000, 5), curve(300, 6), size="small", epochs=20.0, lr=3e-3, options=FAST)
+    made = training(curve(2000, 5), curve(300, 6), size="small", epochs=40.0, lr=3e-3, options=FAST)
     told = {metric.name: metric for metric in train(made, tmp_path, watch=Quiet()).metrics}
     assert told["loss"].value < told["loss_gaussian"].value < told["loss_zero"].value
     assert told["explained"].lo > told["explained_gaussian"].value
@@ -112,6 +127,37 @@ def test_times_and_augmentation_are_for_training_alone() -> None:
         with torch.no_grad():
             losses.append(float(objective(Net().eval(), [vectors().values])))
     assert losses[0] == losses[1] != losses[2]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"flow": "otcfm", "times": "mixture"}, {"flow": "gvp", "augmentation": "mixup:0.2,noise:0.1,dropout:0.1"},
+    {"arch": "kernel"},
+], ids=lambda changes: "-".join(changes.values()) or "icfm")  # fmt: skip
+def test_ten_steps_and_ten_more_are_twenty_bit_by_bit(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Averaged weights and those as they are: noise, pairs, times and augmentation go on where they were."""
+    made = one(**changes, epochs=2.1)
+    trainer, spec, _ = _prepared(made, tmp_path / "whole")
+    assert spec.steps == 20
+    trainer(spec)
+    broken, _, _ = _prepared(made, tmp_path / "broken")
+    broken = broken.on(checkpoint_seconds=0.0)
+
+    def progress(done: int, loss: float) -> None:
+        if done == 11:  # the state after ten steps was on the disk before
+            raise Killed
+
+    with pytest.raises(Killed):
+        broken(spec, progress)
+    told: list[int] = []
+    broken(spec, lambda done, loss: told.append(done))
+    assert told[0] == 11
+    for kind in (BEST, LAST):
+        whole, again = (weights.read(tmp_path / name / "kept" / spec.key / kind)[0] for name in ("whole", "broken"))
+        assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -23,14 +23,14 @@ Data = Annotated[
     str | None, typer.Option(help="parquet (embedding, text, split), or text, a sentence a line; default: made-up ones")
 ]
 CodecName = Annotated[
-    str | None, typer.Option(help="sonar, or the folder that `train codec` wrote; text and made-up sentences need one")
+    str | None, typer.Option(help="codec (comes with flops-fit), sonar, or the folder that `train codec` wrote")
 ]
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
 Steps = Annotated[int, typer.Option(min=1, help="of the solver")]
 Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5")]
 
 
-@train_app.command(epilog="Example: flops-fit train sentences --data sentences.txt --codec outputs/codec --flow icfm")
+@train_app.command(epilog="Example: flops-fit train sentences --data sentences.txt --flow icfm")
 def sentences(
     arch: Annotated[str, typer.Option(help="mlp, dit, dit-chunked, unet, ssm, or kernel for few data")] = "mlp",
     size: Annotated[str, typer.Option(help="tiny, small or base")] = "base",

@@ -14,6 +14,7 @@ from flops_fit.flow.paths import Schedule, path_named
 from flops_fit.flow.precondition import rotated
 
 FOLDS = 5  # parts of the training data, each told by the other four
+FEWEST = 2 * FOLDS
 KNOTS = 12  # along the axes, from the widest to the narrowest, of a number that changes from axis to axis
 TIMES = 6  # knots along t
 FIRST = (0.9, 0.6, 0.95, 0.8)  # bandwidths that the heads begin with, again from the first after the last
@@ -36,7 +37,14 @@ class Memory(NamedTuple):
 
 
 def folded(values: Tensor, seed: int = 0) -> tuple[Tensor, list[Memory]]:
-    """((n,) a fold for each row of values (n, D), as even as can be; what the other folds remember, for each)."""
+    """((n,) a fold for each row of values (n, D), as even as can be; what the other folds remember, for each).
+
+    Raises:
+        InputError: too few rows.
+    """
+    if len(values) < FEWEST:
+        told = f"data: got {len(values)} vectors, which are told by each other in {FOLDS} folds"
+        raise InputError(f"{told}; give at least {FEWEST}")
     generator = torch.Generator().manual_seed(seed)
     folds = torch.empty(len(values), dtype=torch.int64)
     folds[torch.randperm(len(values), generator=generator)] = torch.arange(len(values)) % FOLDS

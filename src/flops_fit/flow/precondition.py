@@ -52,6 +52,30 @@ class GaussianPreconditioned(nn.Module):
         return expected + spread * cast(Tensor, self.network(off / deviation, t, **conditions))
 
 
+class Turned(nn.Module):
+    """A network that sees x (B, D) in other axes than the flow: in those where its pieces are pieces.
+
+    A network that cuts the vector into pieces wants pieces that belong together, and principal axes know none. x that
+    was whitened along principal axes and is turned back is whitened with the least change (ZCA; Kessy et al. 2018,
+    arXiv 1512.00809).
+
+    Args:
+        axes: (D, D) columns are the flow's axes in the network's ones; not saved with it.
+    """
+
+    def __init__(self, network: nn.Module, axes: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("axes", axes, persistent=False)
+
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        axes = cast(Tensor, self.axes)
+        return cast(Tensor, self.network(x @ axes.T, t) @ axes)
+
+
 def rotated(gaussian: Gaussian) -> tuple[Tensor, Gaussian]:
     """(axes (D, D), the Gaussian in them): principal axes, then the rest of space; x @ axes are coordinates."""
     dims, known = gaussian.basis.shape

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "gpt-python": "flops_fit.recipes.gpt_python:study",
     "gpt-tinystories": "flops_fit.recipes.gpt_tinystories:study",
+    "sentences-dit": "flops_fit.recipes.sentences_dit:study",
     "vit-cifar": "flops_fit.recipes.vit_cifar:study",
 }
 

@@ -25,7 +25,7 @@ from flops_fit.flow.couplings import coupling_named
 from flops_fit.flow.kernel import KernelVelocity, Memory, folded
 from flops_fit.flow.loss import Flow, flow_loss, squared_error
 from flops_fit.flow.paths import path_named
-from flops_fit.flow.precondition import GaussianPreconditioned, rotated
+from flops_fit.flow.precondition import GaussianPreconditioned, Turned, rotated
 from flops_fit.flow.solvers import Solution, Velocity, solve
 from flops_fit.flow.times import times_named
 from flops_fit.models import ARCHITECTURES, create_model, weights
@@ -109,10 +109,11 @@ class SentenceFlow(nn.Module):
     @property
     def velocity(self) -> Velocity:
         """(x (B, D) normalised, t (B,)) -> (B, D)."""
-        if not self.config["preconditioned"] or self.config["arch"] == KERNEL:
+        if self.config["arch"] == KERNEL:
             return cast(Velocity, self.network)
-        mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
-        return GaussianPreconditioned(self.network, mean, variances, self.path.name)
+        known = {"mean": self.mean, "variances": self.variances} if self.config["preconditioned"] else {}
+        axes = cast(Tensor, self.normaliser.axes)
+        return cast(Velocity, over_gaussian(self.network, axes, self.path.name, **cast(Any, known)))
 
     @torch.no_grad()
     def sample(
@@ -147,12 +148,20 @@ class SentenceFlow(nn.Module):
 
 
 def velocity_network(
-    hidden: int, arch: str, size: str, dim: int, path: str, arguments: Mapping[str, Any],
+    hidden: int, arch: str, size: str, dim: int, path: str, arguments: Mapping[str, Any], axes: Tensor,
     mean: Tensor | None = None, variances: Tensor | None = None,
 ) -> nn.Module:  # fmt: skip
     """What is trained: the network by its width, over the Gaussian where one is given."""
     network = create_model(arch, size, **{**arguments, "hidden": hidden}, dim=dim)
-    return network if mean is None or variances is None else GaussianPreconditioned(network, mean, variances, path)
+    return over_gaussian(network, axes, path, mean, variances)
+
+
+def over_gaussian(
+    network: nn.Module, axes: Tensor, path: str, mean: Tensor | None = None, variances: Tensor | None = None
+) -> nn.Module:
+    """A network on vectors along their principal axes (D, D); one that cuts them into pieces sees them as they were."""
+    seen = Turned(network, axes) if getattr(network, "tokens", 1) > 1 else network
+    return seen if mean is None or variances is None else GaussianPreconditioned(seen, mean, variances, path)
 
 
 def training(
@@ -213,7 +222,8 @@ def training(
         data = (*data, folds)
     else:
         create_model(arch, size, **given, dim=dim)  # wrong arguments are told here, or never
-        network = _learning(arch, size, path, given, gaussian if preconditioned else None, dim)
+        axes = cast(Tensor, normaliser.axes)
+        network = _learning(arch, size, path, given, gaussian if preconditioned else None, axes)
 
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
         return _whole(config, normaliser, gaussian, model).state_dict()
@@ -243,14 +253,16 @@ def _remembering(
 
 
 def _learning(
-    arch: str, size: str, path: str, given: Mapping[str, Any], over: Gaussian | None, dim: int
+    arch: str, size: str, path: str, given: Mapping[str, Any], over: Gaussian | None, axes: Tensor
 ) -> dict[str, Any]:
     """What `Training` must know of a network, over a Gaussian or by itself."""
     known = {} if over is None else {"mean": over.mean, "variances": over.variances}
     return {
         "model_cls": velocity_network, "size_param": "hidden",
         "size": given.get("hidden", ARCHITECTURES[arch].sizes[size]["hidden"]),
-        "model_kwargs": {"arch": arch, "size": size, "dim": dim, "path": path, "arguments": given, **known},
+        "model_kwargs": {
+            "arch": arch, "size": size, "dim": len(axes), "path": path, "arguments": given, "axes": axes, **known,
+        },
     }  # fmt: skip
 
 
@@ -295,7 +307,9 @@ def pairs(teacher: SentenceFlow, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _whole(config: Mapping[str, Any], normaliser: Normaliser, gaussian: Gaussian, model: nn.Module) -> SentenceFlow:
-    network = model.network if isinstance(model, GaussianPreconditioned) else model
+    network = model
+    while isinstance(network, GaussianPreconditioned | Turned):
+        network = network.network
     made = SentenceFlow(config)
     made.normaliser.load_state_dict(normaliser.state_dict())
     made.network.load_state_dict(network.state_dict())

@@ -1,0 +1,45 @@
+"""sentences-dit: how large a transformer for flows over sentence vectors should be. D counts vectors.
+
+    command   flops-fit find sentences-dit --data captions.txt        or vectors: FILE.parquet
+              flops-fit find sentences-dit                            made-up sentences, offline
+    what came out: experiments/sentences/README.md
+"""
+
+from __future__ import annotations
+
+from torch.utils.data import TensorDataset
+
+from flops_fit.data.sentence_vectors import sentence_vectors
+from flops_fit.recipes.sentences import Matching, fitted, velocity_network
+from flops_fit.study import Study
+
+BATCH = 64  # vectors
+EPOCHS = 16  # a vector comes back with other noise
+
+
+def study(data: str | None = None) -> Study:
+    """The study on the vectors of `data` (see `flops_fit.data.sentence_vectors`), None: of made-up sentences.
+
+    The network learns what the Gaussian of the training vectors leaves open (docs/math.md, F18).
+    """
+    vectors, held_out = sentence_vectors(data)
+    normaliser, gaussian = fitted(vectors.values)
+    return Study(
+        model_cls=velocity_network,
+        model_size_param="hidden",
+        model_kwargs={
+            "arch": "dit-chunked", "size": "small", "dim": vectors.values.shape[1], "path": "linear",
+            "arguments": {"heads": 4}, "axes": normaliser.axes, "mean": gaussian.mean, "variances": gaussian.variances,
+        },
+        dataset=TensorDataset(normaliser(vectors.values)),
+        held_out=TensorDataset(normaliser(held_out.values)),
+        objective=Matching("linear"),
+        compute_budgets=(1e12, 1.8e12, 3.2e12, 5.6e12, 1e13),
+        size_multiple=16,
+        sizes_per_budget=5,
+        tokens_per_param=0.05,
+        span=2.3,
+        max_epochs=EPOCHS,
+        batch_size=BATCH,
+        describe_data=vectors.described,
+    )  # fmt: skip
