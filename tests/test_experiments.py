@@ -33,7 +33,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = script("study")
     for name, value in {
         "ARCHS": ("mlp", "unet"), "FLOWS": ("icfm", "reflow"), "SIZES": (100,), "SEEDS": (0,), "SEEN": 200,
-        "SAMPLES": 30, "AT_ONCE": 99, "HERE": tmp_path, "OUTPUTS": tmp_path / "outputs",
+        "KERNEL_SEEN": 200, "SAMPLES": 30, "AT_ONCE": 99, "HERE": tmp_path, "OUTPUTS": tmp_path / "outputs",
         "SOLVERS": [("euler", 2), ("heun", 16)], "SCALES": (1.0, 2.0),
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-FAINT, COLOURS = "#9a9a9a", {"mlp": "#0b6e99", "dit": "#c4551c", "unet": "#3a7d44", "ssm": "#7a4fa3"}
+FAINT, COLOURS = "#9a9a9a", {"mlp": "#0b6e99", "dit-chunked": "#c4551c", "unet": "#3a7d44", "ssm": "#7a4fa3"}
 LINES = {"euler": "--", "heun": "-"}
 SIZE = 13  # points at 144 dots an inch: still read when 1,100 pixels are shown as 390
 Rows = Sequence[dict[str, Any]]
@@ -146,7 +146,7 @@ def pictures(folder: Path) -> None:
 
     def flat(axes: Axes) -> None:
         for (of,), points in grouped(read(folder / "map.csv"), "of").items():
-            if of in ("held out", "mlp"):
+            if of in ("held out", "dit-chunked"):
                 colour = FAINT if of == "held out" else COLOURS[of]
                 axes.plot([p["x"] for p in points], [p["y"] for p in points], "o", markersize=4, color=colour, label=of)
         axes.set_xlabel("first principal axis of held-out vectors", fontsize=SIZE)

@@ -14,7 +14,7 @@ import csv
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ from flops_fit.runs.executors import ProcessExecutor
 from flops_fit.study.training import Training, train_several
 
 HERE, OUTPUTS = Path(__file__).parent, Path("outputs")
-ARCHS, SEEDS, MOST = ("mlp", "dit", "unet", "ssm"), (0, 1, 2), 5000
+ARCHS, SEEDS, MOST = ("mlp", "unet", "ssm", "dit-chunked"), (0, 1, 2), 5000
+BASIC = "dit-chunked"  # the network whose data, augmentation and Gaussian are varied
 SIZES = (500, 1000, 2000, MOST)
-SEEN = 100_000  # vectors in each training, repeats counted
-SAMPLES, READ, DRAWN = 1000, 200, 300  # vectors to measure, texts to read, points of the map
+SEEN, KERNEL_SEEN = 64_000, 6_400  # vectors in each training, repeats counted; a kernel has a few numbers to learn
+SAMPLES, READ, DRAWN = 500, 200, 300  # vectors to measure, texts to read, points of the map
 AT_ONCE = 8  # trainings handed to the workers together, each with a copy of its data
-SOLVERS = [("euler", n) for n in (1, 2, 4, 8, 16, 32)] + [("heun", n) for n in (1, 2, 4, 8, 16)]
+SOLVERS = [("euler", n) for n in (1, 2, 4, 8, 16)] + [("heun", n) for n in (1, 2, 4, 8, 16)]
 BEST = ("heun", 16)  # whose samples are measured
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of autoguidance
 
@@ -50,7 +51,7 @@ SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)  # of autoguidance
 @dataclass(frozen=True)
 class Configuration:
     block: str
-    arch: str = "mlp"
+    arch: str = BASIC
     flow: str = "icfm"
     vectors: int = MOST
     augmentation: str = "none"
@@ -63,26 +64,24 @@ class Configuration:
         return "-".join(parts if self.gaussian else [*parts, "plain"])
 
 
-def matrix(most: int) -> list[Configuration]:
+def matrix(most: int, seeds: int = len(SEEDS)) -> list[Configuration]:
     """Every configuration once: those that belong to several blocks stand in the first of them."""
-    found = [Configuration("flows", a, f, most, seed=s) for a, f, s in itertools.product(ARCHS, FLOWS, SEEDS)]
-    sizes = [*(n for n in SIZES if n < most), most]
-    found += [Configuration("data", a, vectors=n, seed=s)
-              for a, n, s in itertools.product(("mlp", "kernel"), sizes, SEEDS)]  # fmt: skip
-    found += [Configuration("augmentation", vectors=most, augmentation=a, seed=s)
-              for a, s in itertools.product(("mixup:0.2", "noise:0.1", "dropout:0.1"), SEEDS)]  # fmt: skip
-    found += [Configuration("plain", a, vectors=most, gaussian=False, seed=s)
-              for a, s in itertools.product(("mlp", "dit"), SEEDS)]  # fmt: skip
+    found = [Configuration("flows", a, f) for a, f in itertools.product(ARCHS, FLOWS)]
+    found += [Configuration("pieces", "dit")]
+    found += [Configuration("data", a, vectors=n) for a, n in itertools.product((BASIC, "kernel"), SIZES)]
+    found += [Configuration("augmentation", augmentation=a) for a in ("mixup:0.2", "noise:0.1", "dropout:0.1")]
+    found += [Configuration("plain", a, gaussian=False) for a in ("mlp", BASIC)]
     first: dict[str, Configuration] = {}
-    for one in found:
+    for one, seed in itertools.product(found, SEEDS[:seeds]):
+        one = replace(one, vectors=min(one.vectors, most), seed=seed)
         first.setdefault(one.name, one)
     return list(first.values())
 
 
-def train(data: Path | None, outputs: Path, workers: int) -> None:
+def train(data: Path | None, outputs: Path, workers: int, seeds: int) -> None:
     """Two waves, since reflow straightens what the first one trained."""
     train_set, held_out = sentence_vectors(None if data is None else str(data), most=MOST)
-    configurations = matrix(len(train_set))
+    configurations = matrix(len(train_set), seeds)
     for reflow in (False, True):
         wave = [one for one in configurations if (one.flow == "reflow") == reflow]
         for start in range(0, len(wave), AT_ONCE):
@@ -95,9 +94,9 @@ def made(one: Configuration, train_set: Vectors, held_out: Vectors, outputs: Pat
     if one.flow == "reflow":
         straightened = Configuration("flows", one.arch, vectors=one.vectors, seed=one.seed)
         teacher = SentenceFlow.load(outputs / straightened.name)
-    some = train_set.at(torch.arange(one.vectors))
+    some, seen = train_set.at(torch.arange(one.vectors)), KERNEL_SEEN if one.arch == "kernel" else SEEN
     return training(
-        some, held_out, one.arch, "small", one.flow, SEEN / len(some), seed=one.seed, augmentation=one.augmentation,
+        some, held_out, one.arch, "small", one.flow, seen / len(some), seed=one.seed, augmentation=one.augmentation,
         preconditioned=one.gaussian, teacher=teacher,
     )  # fmt: skip
 
@@ -114,7 +113,7 @@ def judge(data: Path | None, outputs: Path, folder: Path) -> None:
         row, losses[one.name] = held_out_loss(flow, held_out)
         points, best = by_solver(flow, held_out.values[:SAMPLES])
         row |= {"energy": next(p["energy"] for p in points if (p["method"], p["steps"]) == BEST)}
-        row |= {"straightness": straightness(flow.velocity, noise_for(flow)).value}
+        row |= {"straightness": straightness(flow.velocity, noise_for(flow), steps=16).value}
         row |= reader(best) if one.seed == SEEDS[0] else NOT_READ
         row |= {"params": about["spec"]["params"], "flops": about["flops"], "seconds": about["seconds"]}
         results.append({**asdict(one), "name": one.name, **row})
@@ -224,10 +223,11 @@ def main() -> None:
     parser.add_argument("name", help="folder of the results, beside this file")
     parser.add_argument("--data", type=Path, help="text, one sentence a line, or vectors; default: made-up sentences")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), choices=range(1, len(SEEDS) + 1))
     given = parser.parse_args()
     outputs = OUTPUTS / f"study-{given.name}"
     if given.verb == "train":
-        train(given.data, outputs, given.workers)
+        train(given.data, outputs, given.workers, given.seeds)
     else:
         judge(given.data, outputs, HERE / given.name)
 
