@@ -19,7 +19,7 @@ from torch import Tensor
 from flops_fit.data.sentences import Vocabulary
 from flops_fit.errors import InputError, MissingExtra
 from flops_fit.models import weights
-from flops_fit.models.codec import SentenceCodec
+from flops_fit.models.codec import END, SentenceCodec
 
 HASH = 12  # characters of a codec's weights' SHA-256 that are kept with vectors
 AT_ONCE = 256  # sentences through the model together
@@ -64,8 +64,12 @@ class Embedded:
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         rows = self.vocabulary.encode(texts, self.model.context)
-        parts = [self.model.encode(part) for part in rows.split(AT_ONCE) if len(part)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.dim)
+        lengths = (rows != END).sum(dim=1) + 1  # with the END that is read
+        found = torch.zeros(len(rows), self.dim)
+        batches = lengths.argsort().split(AT_ONCE) if len(rows) else ()
+        for some in batches:  # of like length together, without the rest of their rows
+            found[some] = self.model.encode(rows[some, : int(lengths[some].max())])
+        return found
 
     def decode(self, vectors: Tensor) -> list[str]:
         check(vectors, self.dim)

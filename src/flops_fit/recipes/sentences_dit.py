@@ -1,8 +1,8 @@
-"""sentences-dit: how large a transformer for flows over sentence vectors should be. D counts vectors.
+"""sentences-dit: how large a transformer for flows over sentence vectors should be. D counts pieces of them.
 
-    command   flops-fit find sentences-dit --data captions.txt        or vectors: FILE.parquet
-              flops-fit find sentences-dit                            made-up sentences, offline
-    what came out: experiments/sentences/README.md
+command   flops-fit find sentences-dit --data captions.txt        or vectors: FILE.parquet
+          flops-fit find sentences-dit                            made-up sentences, offline
+what came out: experiments/sentences/README.md
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from flops_fit.recipes.sentences import Matching, fitted, velocity_network
 from flops_fit.study import Study
 
 BATCH = 64  # vectors
+PIECES = 16  # of a vector, each a token of the network
 EPOCHS = 16  # a vector comes back with other noise
 
 
@@ -28,8 +29,9 @@ def study(data: str | None = None) -> Study:
         model_cls=velocity_network,
         model_size_param="hidden",
         model_kwargs={
-            "arch": "dit-chunked", "size": "small", "dim": vectors.values.shape[1], "path": "linear",
-            "arguments": {"heads": 4}, "axes": normaliser.axes, "mean": gaussian.mean, "variances": gaussian.variances,
+            "arch": "dit-chunked", "size": "small", "arguments": {"heads": 4, "tokens": PIECES}, "path": "linear",
+            "dim": vectors.values.shape[1], "axes": normaliser.axes,
+            "mean": gaussian.mean, "variances": gaussian.variances,
         },
         dataset=TensorDataset(normaliser(vectors.values)),
         held_out=TensorDataset(normaliser(held_out.values)),
@@ -37,7 +39,8 @@ def study(data: str | None = None) -> Study:
         compute_budgets=(1e12, 1.8e12, 3.2e12, 5.6e12, 1e13),
         size_multiple=16,
         sizes_per_budget=5,
-        tokens_per_param=0.05,
+        tokens_per_sample=PIECES,
+        tokens_per_param=2.0,
         span=2.3,
         max_epochs=EPOCHS,
         batch_size=BATCH,

@@ -152,7 +152,7 @@ def prepare_study(study: Study) -> Prepared:
     unit, tokens_per_sample = unit_of(batch)
     kwargs = {key: value for key, value in study.model_kwargs.items() if key != study.model_size_param}
     if study.tokens_per_sample is not None:
-        tokens_per_sample = study.tokens_per_sample
+        unit, tokens_per_sample = "tokens", study.tokens_per_sample
     measurer = Measurer(study.model_cls, study.model_size_param, kwargs, found["loss"], batch, tokens_per_sample)
     options = study.train_options or (TrainOptions() if study.schedule == "wsd" else BRANCHED)
     device = options.torch_device()
