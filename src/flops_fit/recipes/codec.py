@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from flops_fit.data.codecs import VOCABULARY, Embedded
+from flops_fit.data.codecs import VOCABULARY, Codec, Embedded
 from flops_fit.data.sentences import Vocabulary, made_up_sentences, read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.errors import InputError
@@ -113,7 +113,7 @@ def fingerprint(sentences: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
 
 
-def scores(codec: Embedded, sentences: Sequence[str]) -> list[Metric]:
+def scores(codec: Codec, sentences: Sequence[str]) -> list[Metric]:
     """Round trips of sentences: as they are, and with noise of a tenth of each vector's length."""
     z = codec.encode(sentences)
     generator = torch.Generator().manual_seed(0)
