@@ -52,7 +52,7 @@ def test_from_sentences_to_samples_that_can_be_read(
     code, out, _ = call(capsys, monkeypatch, *train)
     assert code == 0 and out.splitlines()[-1] == "TRAINING COMPLETE"
     bundle = out.splitlines()[-2].removeprefix("bundle: ")
-    assert bundle == "outputs/g/mlp-icfm-5k-0" and (folder / bundle / "weights.safetensors").exists()
+    assert bundle == "outputs/g/dit-chunked-icfm-5k-0" and (folder / bundle / "weights.safetensors").exists()
     code, again, _ = call(capsys, monkeypatch, *train, "--json")  # finished: it answers at once, with the same
     told = json.loads(again)
     assert code == 0 and told["metrics"].keys() >= ALWAYS and told["result"]["status"] == "ok"
@@ -105,6 +105,7 @@ def test_vectors_of_nobody_knows_which_codec(
     ("train sentences --data v.parquet --epochs -1", "epochs: got -1.0; allowed are finite numbers above 0"),
     ("train sentences --data v.parquet --lr 0", "lr: got 0.0"),
     ("train sentences --data v.parquet --arch kernel --no-gaussian", "gaussian: kernel with icfm does not read it"),
+    ("train sentences --data v.parquet --arch kernel --hidden 8", "arguments (--hidden): kernel with icfm does not"),
     ("train codec --data sentences.txt --width 30", "width: got 30; allowed are multiples"),
     ("evaluate plain --data v.parquet --samples 3", "--samples: got 3; allowed are 0 (none) or at least 20"),
     ("evaluate plain", "--data: plain was trained on vectors of v.parquet"),

@@ -32,13 +32,16 @@ Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or
 
 @train_app.command(epilog="Example: flops-fit train sentences --data sentences.txt --flow icfm")
 def sentences(
-    arch: Annotated[str, typer.Option(help="mlp, dit, dit-chunked, unet, ssm, or kernel for few data")] = "mlp",
-    size: Annotated[str, typer.Option(help="tiny, small or base")] = "base",
+    arch: Annotated[str, typer.Option(help="mlp, dit, dit-chunked, unet, ssm, or kernel for few data")] = "dit-chunked",
+    size: Annotated[str, typer.Option(help="tiny, small or base")] = "small",
+    hidden: Annotated[
+        int | None, typer.Option(min=1, help="width instead of that size's, such as `find sentences-dit` tells")
+    ] = None,
     flow: Annotated[str, typer.Option(help="icfm, otcfm, gvp, or reflow with --teacher")] = "icfm",
     data: Data = None,
     dataset: Annotated[str, typer.Option(help="vectors to train on at most: 1k, 5k, ... or all")] = "5k",
     codec: CodecName = None,
-    epochs: Annotated[float, typer.Option(help="passes over them")] = 50.0,
+    epochs: Annotated[float, typer.Option(help="passes over them")] = 20.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     lr: Annotated[float | None, typer.Option(help="largest learning rate; default: .001, of kernel .05")] = None,
     times: Annotated[str, typer.Option(help="uniform, logit-normal or mixture")] = "uniform",
@@ -64,7 +67,8 @@ def sentences(
     vectors, held_out = sentence_vectors(data, codec, _count("--dataset", dataset))
     made = training(
         vectors, held_out, arch, size, flow, epochs, batch_size, lr, seed, times, augmentation, statistics, gaussian,
-        options=replace(OPTIONS, patience=patience), teacher=guide,
+        arguments=None if hidden is None else {"hidden": hidden}, options=replace(OPTIONS, patience=patience),
+        teacher=guide,
     )  # fmt: skip
     _train(made, output or Path("outputs") / group / f"{arch}-{flow}-{dataset}-{seed}", resume, as_json)
 
@@ -89,7 +93,7 @@ def codec(
     _train(made, output or Path("outputs") / "codec", resume, as_json)
 
 
-@app.command(epilog="Example: flops-fit sample outputs/sentences/mlp-icfm-5k-0 --n 10 --seed 1")
+@app.command(epilog="Example: flops-fit sample sentences --n 10 --seed 1")
 def sample(
     bundle: Bundle,
     n: Annotated[int, typer.Option(min=1, help="samples")] = 10,
@@ -124,7 +128,9 @@ def sample(
     printed(document if as_json else "\n".join(texts) if coder else f"{n} vectors: {out}")
 
 
-@app.command(epilog="Example: flops-fit evaluate outputs/sentences/mlp-icfm-5k-0 --data sentences.txt --samples 1000")
+@app.command(
+    epilog="Example: flops-fit evaluate outputs/sentences/dit-chunked-icfm-5k-0 --data sentences.txt"
+)
 def evaluate(
     bundle: Bundle,
     data: Data = None,

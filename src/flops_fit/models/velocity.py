@@ -26,10 +26,10 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "mlp": Architecture(SimpleMLP, {"tiny": {"hidden": 64}, "small": {"hidden": 128}, "base": {"hidden": 256}}),
     "dit": Architecture(DiTVelocityNetwork, {
-        "tiny": {"hidden": 96, "layers": 2, "heads": 2}, "small": {"hidden": 192, "heads": 3}, "base": {"hidden": 384},
+        "tiny": {"hidden": 96, "layers": 2, "heads": 2}, "small": {"hidden": 192, "heads": 4}, "base": {"hidden": 384},
     }),
     "dit-chunked": Architecture(partial(DiTVelocityNetwork, tokens=16), {
-        "tiny": {"hidden": 96, "layers": 2, "heads": 2}, "small": {"hidden": 192, "heads": 3}, "base": {"hidden": 384},
+        "tiny": {"hidden": 96, "layers": 2, "heads": 2}, "small": {"hidden": 192, "heads": 4}, "base": {"hidden": 384},
     }),
     "unet": Architecture(UNetMLP, {"tiny": {"hidden": 128}, "small": {"hidden": 304}, "base": {"hidden": 608}}),
     "ssm": Architecture(StateSpaceNetwork, {

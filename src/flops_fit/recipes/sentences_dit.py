@@ -14,7 +14,7 @@ from flops_fit.recipes.sentences import Matching, fitted, velocity_network
 from flops_fit.study import Study
 
 BATCH = 64  # vectors
-PIECES = 16  # of a vector, each a token of the network
+PIECES = 16  # that dit-chunked cuts a vector into
 EPOCHS = 16  # a vector comes back with other noise
 
 
@@ -29,7 +29,7 @@ def study(data: str | None = None) -> Study:
         model_cls=velocity_network,
         model_size_param="hidden",
         model_kwargs={
-            "arch": "dit-chunked", "size": "small", "arguments": {"heads": 4, "tokens": PIECES}, "path": "linear",
+            "arch": "dit-chunked", "size": "small", "arguments": {}, "path": "linear",
             "dim": vectors.values.shape[1], "axes": normaliser.axes,
             "mean": gaussian.mean, "variances": gaussian.variances,
         },
