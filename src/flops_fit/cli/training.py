@@ -128,9 +128,7 @@ def sample(
     printed(document if as_json else "\n".join(texts) if coder else f"{n} vectors: {out}")
 
 
-@app.command(
-    epilog="Example: flops-fit evaluate outputs/sentences/dit-chunked-icfm-5k-0 --data sentences.txt"
-)
+@app.command(epilog="Example: flops-fit evaluate outputs/sentences/dit-chunked-icfm-5k-0 --data sentences.txt")
 def evaluate(
     bundle: Bundle,
     data: Data = None,

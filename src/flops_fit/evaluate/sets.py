@@ -14,7 +14,8 @@ PROJECTIONS = 256  # directions of the sliced distance
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernel, in units of the median distance of the second set
 DRAWS = 400  # resamples of statistics that cost a matrix each
 SLICED_DRAWS = 100  # each sorts all projections
-AT_ONCE = 1024  # rows whose distances are in memory together
+AT_ONCE = 256  # rows whose distances are in memory together
+NEIGHBOURS = 2000  # training rows whose nearest neighbours say what is near
 CLOSE = 0.05  # of the training set's own nearest neighbours lie nearer than what counts as a repeat
 
 
@@ -89,21 +90,26 @@ def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metri
 
     A model that invents has the held-out rows' rate; one that repeats has 1 (V4).
     """
-    near = float(_nearest(training, training, themselves=True).quantile(CLOSE))
+    some = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:NEIGHBOURS]
+    near = float(_nearest(training[some], training, at=some).quantile(CLOSE))
     return [
         share_of(name, (_nearest(rows, training) <= near).numpy())
         for name, rows in (("memorised", samples), ("memorised_held_out", held_out))
     ]
 
 
-def _nearest(rows: Tensor, among: Tensor, themselves: bool = False) -> Tensor:
-    """(n,) distance of each row to the nearest of `among`, which may be the same set: then to another row."""
+def _nearest(rows: Tensor, among: Tensor, at: Tensor | None = None) -> Tensor:
+    """(n,) distance of each row to the nearest of `among`; where these hold the rows themselves, `at` these places: to
+    another one."""
     found = []
+    known = among.double()
+    lengths = known.square().sum(dim=1)  # (m,)
     for start in range(0, len(rows), AT_ONCE):
-        distances = _distances(rows[start : start + AT_ONCE], among)  # (AT_ONCE, m)
-        if themselves:
-            distances.diagonal(offset=start).fill_(float("inf"))
-        found.append(distances.min(dim=1).values)
+        some = rows[start : start + AT_ONCE].double()
+        squares = some.square().sum(dim=1)[:, None] - 2 * some @ known.T + lengths  # (AT_ONCE, m), by one product
+        if at is not None:
+            squares[torch.arange(len(some)), at[start : start + AT_ONCE]] = float("inf")
+        found.append(squares.min(dim=1).values.clamp(min=0).sqrt())
     return torch.cat(found)
 
 

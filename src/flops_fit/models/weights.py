@@ -38,7 +38,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     """Write both files, each whole or not at all.
 
     Args:
-        half: floating-point tensors in half precision; they come back as float32.
+        half: floating-point tensors in half precision, those that lose nothing by it; they come back as float32.
     """
     content = _safetensors().save({name: _stored(value, half) for name, value in tensors.items()})
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
 
 def _stored(value: Tensor, half: bool) -> Tensor:
     value = value.detach().cpu()
-    return (value.half() if half and value.is_floating_point() else value).clone().contiguous()
+    small = value.half() if half and value.is_floating_point() else value
+    return (small if bool((small == value).all()) else value).clone().contiguous()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -238,7 +238,7 @@ def training(
         objective=objective,
         epochs=epochs, batch_size=batch_size, lr=(KERNEL_LR if arch == KERNEL else LR) if lr is None else lr, seed=seed,
         options=options or OPTIONS,
-        config=config, parts=parts, evaluate=judged,
+        config=config, parts=parts, evaluate=judged, half=True,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flops_fit.data.batches import prepare
@@ -63,7 +64,7 @@ class Training:
     parts: Callable[[nn.Module], Mapping[str, Tensor]] = nn.Module.state_dict  # what the bundle's weights are
     evaluate: Callable[[nn.Module], Sequence[Metric]] | None = None
     finish: Callable[[Path], None] | None = None  # writes what else belongs in the bundle
-    half: bool = False  # weights in half precision
+    half: bool = False  # trained numbers are rounded to half precision, then judged and kept
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,10 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     tensors, about = weights.read(best)
     weights.fill(model, tensors, str(best))
     model.eval()
+    if training.half:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
     metrics = tuple(training.evaluate(model)) if training.evaluate else ()
     weights.save(folder, training.parts(model), {**training.config, "params": result.spec.params}, half=training.half)
     if training.finish is not None:
