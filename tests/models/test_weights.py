@@ -12,7 +12,6 @@ from flops_fit.errors import InputError
 from flops_fit.models import weights
 
 
-
 def model(width: int = 3) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width))
