@@ -12,6 +12,7 @@ from flops_fit.data.sentences import read_sentences
 from flops_fit.evaluate.metric import Metric
 from flops_fit.models import weights
 from flops_fit.recipes.codec import scores
+from flops_fit.recipes.sentences import SentenceFlow
 from flops_fit.study.training import METRICS, TRAINING
 
 SHIPPED = sorted(path.parent for path in weights.SHIPPED.glob(f"*/{weights.CONFIG}"))
@@ -39,7 +40,7 @@ def test_a_bundle_is_whole_and_small(folder: Path) -> None:
 
 
 def test_they_are_found_by_name() -> None:
-    assert [folder.name for folder in SHIPPED] == ["codec"]
+    assert [folder.name for folder in SHIPPED] == ["codec", "sentences"]
     assert all(weights.located(folder.name) == folder for folder in SHIPPED)
 
 
@@ -51,6 +52,14 @@ def test_the_codec_returns_sentences_of_nobody() -> None:
     """Written for this test: with and without noise of a tenth of the vector's length."""
     told = values(scores(codec_named("codec"), OWN))
     assert told["exact"] >= 0.75 and told["bleu"] >= 90 and told["bleu_noise"] >= 90
+
+
+def test_the_flow_says_what_its_codec_can_read_and_knows_more_than_the_gaussian() -> None:
+    flow = SentenceFlow.load(weights.located("sentences"))
+    texts = codec_named(flow.config["codec"]).decode(flow.sample(5, seed=1, steps=8).x)
+    assert len(set(texts)) == 5 and all(len(text.split()) >= 3 for text in texts)
+    told = json.loads((weights.located("sentences") / METRICS).read_text())["metrics"]
+    assert told["loss"]["hi"] < 0.7 * told["loss_gaussian"]["lo"]
 
 
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="captions_val.txt is not on this machine")

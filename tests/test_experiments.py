@@ -34,7 +34,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name, value in {
         "ARCHS": ("mlp", "unet"), "FLOWS": ("icfm", "reflow"), "SIZES": (100,), "SEEDS": (0,), "SEEN": 200,
         "KERNEL_SEEN": 200, "SAMPLES": 30, "AT_ONCE": 99, "HERE": tmp_path, "OUTPUTS": tmp_path / "outputs",
-        "SOLVERS": [("euler", 2), ("heun", 16)], "SCALES": (1.0, 2.0),
+        "SOLVERS": [("euler", 2), ("heun", 2)], "BEST": ("heun", 2), "SCALES": (1.0, 2.0), "SIZE": "tiny",
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
     return module
@@ -53,7 +53,8 @@ def test_from_training_to_tables_and_pictures(
     data = {"embedding": list(rows.numpy()), "split": ["train"] * 200 + ["val"] * 60}
     parquet.write(tmp_path / "rows.parquet", data)
     for verb in ("train", "judge"):
-        monkeypatch.setattr(sys, "argv", ["study.py", verb, "some", "--data", str(tmp_path / "rows.parquet")])
+        monkeypatch.setattr(sys, "argv", ["study.py", verb, "some", "--workers", "1",
+                                         "--data", str(tmp_path / "rows.parquet")])  # fmt: skip
         study.main()
     show = script("show")
     monkeypatch.setattr(show, "HERE", tmp_path)

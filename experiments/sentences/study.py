@@ -38,6 +38,7 @@ from flops_fit.study.training import Training, train_several
 
 HERE, OUTPUTS = Path(__file__).parent, Path("outputs")
 ARCHS, SEEDS, MOST = ("mlp", "unet", "ssm", "dit-chunked"), (0, 1, 2), 5000
+SIZE = "small"
 BASIC = "dit-chunked"  # the network whose data, augmentation and Gaussian are varied
 SIZES = (500, 1000, 2000, MOST)
 SEEN, KERNEL_SEEN = 64_000, 6_400  # vectors in each training, repeats counted; a kernel has a few numbers to learn
@@ -96,7 +97,7 @@ def made(one: Configuration, train_set: Vectors, held_out: Vectors, outputs: Pat
         teacher = SentenceFlow.load(outputs / straightened.name)
     some, seen = train_set.at(torch.arange(one.vectors)), KERNEL_SEEN if one.arch == "kernel" else SEEN
     return training(
-        some, held_out, one.arch, "small", one.flow, seen / len(some), seed=one.seed, augmentation=one.augmentation,
+        some, held_out, one.arch, SIZE, one.flow, seen / len(some), seed=one.seed, augmentation=one.augmentation,
         preconditioned=one.gaussian, teacher=teacher,
     )  # fmt: skip
 
@@ -113,7 +114,7 @@ def judge(data: Path | None, outputs: Path, folder: Path) -> None:
         row, losses[one.name] = held_out_loss(flow, held_out)
         points, best = by_solver(flow, held_out.values[:SAMPLES])
         row |= {"energy": next(p["energy"] for p in points if (p["method"], p["steps"]) == BEST)}
-        row |= {"straightness": straightness(flow.velocity, noise_for(flow), steps=16).value}
+        row |= {"straightness": straightness(flow.velocity, noise_for(flow), BEST[1]).value}
         row |= reader(best) if one.seed == SEEDS[0] else NOT_READ
         row |= {"params": about["spec"]["params"], "flops": about["flops"], "seconds": about["seconds"]}
         results.append({**asdict(one), "name": one.name, **row})
