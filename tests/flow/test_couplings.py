@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from flops_fit.errors import InputError
@@ -36,6 +37,18 @@ def clouds(n: int, dims: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_no_permutation_costs_less_than_the_optimal_one(seed: int) -> None:
     noise, data = clouds(6, seed=seed)
     least = min(transport_cost(noise[list(order)], data) for order in itertools.permutations(range(6)))
+    assert transport_cost(optimal(noise, data), data) == pytest.approx(least, rel=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"), [(1.0, 0.0), (1e4, 0.0), (1e-4, 0.0), (1.0, 100.0), (0.0, 3.0)],
+    ids=["plain", "large", "small", "far from the noise", "all the same"],
+)  # fmt: skip
+def test_the_prices_that_shorten_the_search_leave_the_optimum(scale: float, offset: float) -> None:
+    noise, data = clouds(60, dims=20)
+    data = scale * data + offset
+    cost = squared_distances(data, noise).numpy()
+    least = cost[linear_sum_assignment(cost)].mean()
     assert transport_cost(optimal(noise, data), data) == pytest.approx(least, rel=ROUNDING)
 
 

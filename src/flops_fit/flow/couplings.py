@@ -21,6 +21,7 @@ Coupling = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 SINKHORN_STEPS = 200  # of the entropic plan; it stops earlier when both margins hold to MARGIN
 MARGIN = 1e-3  # largest relative error of a row's mass
+PRICE_BLUR, PRICE_STEPS = 0.04, 8  # of the prices that shorten the search: the quickest tried, 256 to 1024 rows
 
 
 def independent(noise: Tensor, data: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -109,5 +110,21 @@ def _groups(labels: Tensor | None, n: int) -> list[np.ndarray]:
 
 def _assigned(noise: Tensor, data: Tensor) -> np.ndarray:
     """For each data row its noise row. Only the product enters: the norms are the same in every pairing."""
-    gain = data.flatten(1) @ noise.flatten(1).T  # (B, B)
-    return cast(np.ndarray, linear_sum_assignment(gain.cpu().numpy(), maximize=True)[1])
+    cost = -(data.flatten(1) @ noise.flatten(1).T).cpu()  # (B, B)
+    return cast(np.ndarray, linear_sum_assignment(_priced(cost).numpy())[1])
+
+
+def _priced(cost: Tensor) -> Tensor:
+    """(B, B) with the same best pairing, found sooner: a price is taken from each row and column, as F5 allows.
+
+    The prices are those of an entropic plan that a few steps have brought near (F6).
+    """
+    cost = cost - cost.amin(dim=1, keepdim=True)
+    blur = PRICE_BLUR * cost.mean() + torch.finfo(cost.dtype).tiny
+    near = torch.exp((-cost / blur).clamp(min=-40))  # nothing smaller, so that no price overflows
+    column = torch.ones_like(cost[0])
+    for _ in range(PRICE_STEPS):
+        column = 1 / ((1 / (near @ column)) @ near)
+    cost = cost - blur * column.log()
+    cost = cost - cost.amin(dim=1, keepdim=True)
+    return cost - cost.amin(dim=0)
