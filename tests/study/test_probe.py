@@ -25,6 +25,7 @@ from flops_fit.study.probe import (
     CHECK_SHARE,
     MOVED,
     NOTE,
+    TELLING,
     Probed,
     Prober,
 )
@@ -123,6 +124,22 @@ def test_an_optimum_that_moved_is_warned_of_and_the_rule_goes_through_both(facto
     assert f"at size {larger.size} (N = {larger.params:,}) it is {best(larger.params, larger.tokens):.3g}" in warning
     assert f"corrected from {STATED.n_exponent:.3g} to {best.n_exponent:.3g}" in warning
     assert "exponent of N corrected" in found.note
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.3])
+def test_two_sizes_that_lie_near_each_other_tell_no_exponent(factor: float) -> None:
+    """The rule then lies halfway, in log lr, between the two optima, with the stated exponents."""
+    sizes: dict[str, Any] = {"sizes": (7, 8, 9)}
+    tried: list[RunSpec] = []
+    prober(landscape(STATED), tried, **sizes).find(Probed(lr=STATED, batch=BatchRule()), ["lr"])
+    small, larger = tried[0], at_larger(tried)[0]
+    assert small.params < larger.params < TELLING * small.params
+    best = STATED.bent(small.params, larger.params, factor)
+    found = prober(landscape(best), [], **sizes).find(Probed(lr=STATED, batch=BatchRule()), ["lr"])
+    assert_equal_rules(found.lr, LrRule(STATED.coefficient * math.sqrt(factor)))
+    [warning] = found.warnings
+    assert "halfway" in warning
+    assert f"(N = {larger.params:,})" in warning
 
 
 def test_the_check_is_one_larger_size_within_its_share_of_the_sweep() -> None:

@@ -21,6 +21,7 @@ CHECK_EXTENSIONS = 2             # more of them when the best lies at an end
 BATCH_RATIOS = (0.5, 1.0, 2.0, 4.0)  # of the batch that the rule says
 BATCH_COST = 0.01    # a batch is too large when its loss is this far above the best one's
 MOVED = 1.5          # from there on a move costs more than the noise of a run, see docs/math.md, P8
+TELLING = 2.0        # times N_1, from where on a second size tells an exponent of N, see P9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ class Prober:
         return replace(rules[chosen], note=f"{probed.note}; {said}" if follow else f"; {said}")
 
     def _checked(self, probed: Probed, small: Measurement) -> Probed:
-        """The rule tried at a larger size; where the best learning rate moved, corrected in N and warned of."""
+        """The rule tried at a larger size; where the best learning rate moved, corrected and warned of."""
         specs, _ = plan_sweep(self.budgets, self.sizes, replace(self.rules(probed.lr), batch=probed.batch))
         cost = math.fsum(spec.cost for spec in specs)
         spec = self._check_spec(probed, small, {spec.size for spec in specs}, cost)
@@ -108,16 +109,20 @@ class Prober:
         )
         if 1 / MOVED <= moved <= MOVED:
             return replace(probed, note=f"{said})")
-        lr = probed.lr.bent(small.params, spec.params, moved)
+        if spec.params >= TELLING * small.params:
+            corrected, lr = "exponent of N", probed.lr.bent(small.params, spec.params, moved)
+            done = f"from {probed.lr.n_exponent:.3g} to {lr.n_exponent:.3g}, through both"
+        else:
+            corrected, lr = "coefficient", replace(probed.lr, coefficient=probed.lr.coefficient * math.sqrt(moved))
+            done = f"by x {math.sqrt(moved):.3g}, halfway: the two sizes are too near to tell an exponent of N"
         warning = (
             f'lr="auto": the best learning rate moved: at size {spec.size} (N = {spec.params:,}) it is '
             f"{moved * spec.lr:.3g}, and the rule measured at size {small.size} (N = {small.params:,}) says "
-            f"{spec.lr:.3g}; its exponent of N was corrected from {probed.lr.n_exponent:.3g} to {lr.n_exponent:.3g}, "
-            "through both"
+            f"{spec.lr:.3g}; its {corrected} was corrected {done}"
         )
         return replace(
-            probed, lr=lr, note=f"{said}: exponent of N corrected)", warnings=(*probed.warnings, warning)
-        )
+            probed, lr=lr, note=f"{said}: {corrected} corrected)", warnings=(*probed.warnings, warning)
+        )  # fmt: skip
 
     def _check_spec(self, probed: Probed, small: Measurement, planned: set[int], cost: float) -> RunSpec | None:
         """A run about the middle of the sweep in log N and log C, or as far towards it as its share of FLOPs allows.
