@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 
@@ -34,7 +35,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name, value in {
         "ARCHS": ("mlp", "unet"), "FLOWS": ("icfm", "reflow"), "SIZES": (100,), "SEEDS": (0,), "SEEN": 200,
         "KERNEL_SEEN": 200, "SAMPLES": 30, "AT_ONCE": 99, "HERE": tmp_path, "OUTPUTS": tmp_path / "outputs",
-        "SOLVERS": [("euler", 2), ("heun", 2)], "BEST": ("heun", 2), "SCALES": (1.0, 2.0), "SIZE": "tiny",
+        "SOLVERS": [("euler", 2), ("heun", 2)], "BEST": ("heun", 2), "SCALES": (1.0, 2.0),
+        "SIZE": defaultdict(lambda: "tiny"),
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, value)
     return module

@@ -38,7 +38,8 @@ from flops_fit.study.training import Training, train_several
 
 HERE, OUTPUTS = Path(__file__).parent, Path("outputs")
 ARCHS, SEEDS, MOST = ("mlp", "unet", "ssm", "dit-chunked"), (0, 1, 2), 5000
-SIZE = "small"
+# A step of ssm's scan takes at tiny as long as one of dit-chunked at small.
+SIZE = dict.fromkeys((*ARCHS, "dit", "kernel"), "small") | {"ssm": "tiny"}
 BASIC = "dit-chunked"  # the network whose data, augmentation and Gaussian are varied
 SIZES = (500, 1000, 2000, MOST)
 SEEN, KERNEL_SEEN = 64_000, 6_400  # vectors in each training, repeats counted; a kernel has a few numbers to learn
@@ -97,8 +98,8 @@ def made(one: Configuration, train_set: Vectors, held_out: Vectors, outputs: Pat
         teacher = SentenceFlow.load(outputs / straightened.name)
     some, seen = train_set.at(torch.arange(one.vectors)), KERNEL_SEEN if one.arch == "kernel" else SEEN
     return training(
-        some, held_out, one.arch, SIZE, one.flow, seen / len(some), seed=one.seed, augmentation=one.augmentation,
-        preconditioned=one.gaussian, teacher=teacher,
+        some, held_out, one.arch, SIZE[one.arch], one.flow, seen / len(some), seed=one.seed,
+        augmentation=one.augmentation, preconditioned=one.gaussian, teacher=teacher,
     )  # fmt: skip
 
 

@@ -26,13 +26,11 @@ def selective_scan(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> 
 
     u, step (B, T, E); a (E, S) below 0; b, c (B, T, S). Returns (B, T, E).
     """
-    keep = torch.exp(step[..., None] * a)  # (B, T, E, S)
-    into = (step * u)[..., None] * b[:, :, None]  # (B, T, E, S)
-    h = torch.zeros_like(into[:, 0])  # (B, E, S)
-    out = []
-    for k in range(u.shape[1]):
-        h = keep[:, k] * h + into[:, k]
-        out.append((h * c[:, k, None]).sum(dim=2))  # (B, E)
+    h, out = torch.zeros_like(u[:, 0, :, None] * a), []  # (B, E, S)
+    # unbound at once: the gradient of a slice is a tensor of all steps, and there are T slices
+    for step_k, u_k, b_k, c_k in zip(step.unbind(1), u.unbind(1), b.unbind(1), c.unbind(1), strict=True):
+        h = torch.addcmul((step_k * u_k)[..., None] * b_k[:, None], torch.exp(step_k[..., None] * a), h)
+        out.append((h @ c_k[..., None])[..., 0])  # (B, E)
     return torch.stack(out, dim=1)
 
 
