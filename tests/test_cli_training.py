@@ -70,9 +70,10 @@ def test_from_sentences_to_samples_that_can_be_read(
     judged = json.loads(out)
     assert code == 0 and judged["absent"] == {} and judged["metrics"].keys() >= ALWAYS
     assert {"energy_distance_held_out", "memorised", "known_words", "perplexity", "distinct_2", "self_bleu",
-            "round_trip_cosine"} <= judged["metrics"].keys()  # fmt: skip
+            "round_trip_cosine", "straightness", "nfe"} <= judged["metrics"].keys()  # fmt: skip
     for name, metric in judged["metrics"].items():
         assert metric["lo"] <= metric["value"] <= metric["hi"] and metric["n"] > 0, name
+    assert judged["metrics"]["nfe"]["value"] == 6  # 3 steps of Heun's method
     assert judged["metrics"]["loss"] == told["metrics"]["loss"]
 
     code, out, _ = call(capsys, monkeypatch, "evaluate", "coder", "--data", "sentences.txt", "--json")

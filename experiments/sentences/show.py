@@ -72,7 +72,8 @@ def losses(block: str, rows: Rows) -> None:
         cells = [arch, flow, str(int(vectors)), augmentation, "yes" if gaussian == "True" else "no",
                  spread(row["loss"] for row in same), f"{same[0]['loss_gaussian']:.4f}",
                  spread((row["explained"] for row in same), 3), spread(row["energy"] for row in same),
-                 spread((row["straightness"] for row in same), 3), verdict(same)]  # fmt: skip
+                 spread((row["straightness"] for row in same if row["straightness"] != ""), 3),
+                 verdict(same)]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 
 

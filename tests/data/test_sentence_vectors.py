@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,24 @@ def test_parquet_is_split_by_its_column_or_by_hash(tmp_path: Path) -> None:
     assert len(train) + len(held_out) == 60 and train.codec == ""
 
 
+def test_a_file_of_one_part_that_is_not_for_training_is_refused(tmp_path: Path) -> None:
+    """It would be cut in two by hash, and most of what was held out trained on."""
+    rows = {"embedding": list(torch.randn(60, 8).numpy()), "split": ["test"] * 60}
+    parquet.write(tmp_path / "test.parquet", rows)
+    with pytest.raises(InputError, match="split: got test; one part must be named train, or leave the column out"):
+        sentence_vectors(str(tmp_path / "test.parquet"))
+    parquet.write(tmp_path / "some.parquet", {**rows, "split": ["train"] * 40 + [None] * 10 + ["val"] * 10})
+    train, held_out = sentence_vectors(str(tmp_path / "some.parquet"))
+    assert (len(train), len(held_out)) == (40, 10)  # rows of no part are in none
+
+
+def test_a_folder_with_an_at_in_its_name_holds_a_codec(tmp_path: Path, codec: str) -> None:
+    folder = tmp_path / "me@home"
+    shutil.copytree(codec, folder)
+    reference = codec_named(str(folder)).reference
+    assert reference.startswith(f"{folder}@") and codec_named(reference).reference == reference
+
+
 def test_a_codec_with_other_weights_is_refused(codec: str) -> None:
     reference = codec_named(codec).reference
     assert codec_named(reference).reference == reference
@@ -75,7 +94,7 @@ def test_a_codec_with_other_weights_is_refused(codec: str) -> None:
     weights.save(Path(codec), {k: v + 1 for k, v in one.model.state_dict().items()}, {"arguments": SIZES})
     with pytest.raises(InputError, match="has other weights .* than those of the vectors"):
         codec_named(reference)
-    with pytest.raises(InputError, match="--codec: got 'sonor'; allowed are .* or sonar"):
+    with pytest.raises(InputError, match="--codec: got 'sonor'; .* did you mean sonar"):
         codec_named("sonor")
 
 

@@ -142,6 +142,17 @@ def test_statistics_that_cannot_be() -> None:
         Normaliser(5).fit(cloud()[:1])
     with pytest.raises(InputError, match="do not vary"):
         Normaliser(5).fit(torch.ones(10, 5))
+    with pytest.raises(InputError, match=r"got shape \(50, 1\); .* 2 vectors of 5 numbers"):
+        Normaliser(5).fit(torch.randn(50, 1))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        Normaliser(5).fit(torch.cat((cloud(), torch.full((1, 5), math.nan))))
+
+
+@pytest.mark.parametrize("statistics", ["standard", "robust"])
+def test_vectors_of_other_precision_are_taken(statistics: Any) -> None:
+    exact, plain = (Normaliser(5, rotate=True).fit(values, statistics) for values in (cloud().double(), cloud()))
+    torch.testing.assert_close(exact(cloud().double()), plain(cloud()))
+    torch.testing.assert_close(exact.back(exact(cloud().double()).double()), cloud())
 
 
 # --- augmentation ---------------------------------------------------------------------------------------------------
@@ -179,6 +190,7 @@ def test_a_chain_is_worked_off_in_order() -> None:
 @pytest.mark.parametrize(("text", "said"), [
     ("mixpu:0.2", "augmentation: got 'mixpu'; allowed are mixup, noise, dropout; did you mean mixup"),
     ("noise", "got 'noise'; allowed is NAME:AMOUNT"), ("noise:-1", "got 'noise:-1'"), ("dropout:1.5", "dropout:1.5"),
+    ("mixup:inf", "got 'mixup:inf'; .* up to 100"),
 ])  # fmt: skip
 def test_an_unknown_one_is_an_error(text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):

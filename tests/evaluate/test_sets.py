@@ -46,7 +46,7 @@ def test_energy_distance_on_a_line_is_that_of_scipy() -> None:
 
 def test_mmd_is_that_of_its_definition() -> None:
     a, b = cloud(20).double().numpy(), cloud(15, seed=1, shift=0.3).double().numpy()
-    among = sorted(math.dist(x, y) for x in b for y in b)
+    among = sorted(math.dist(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j)
     unit = among[(len(among) - 1) // 2]  # torch's median is the lower one
 
     def kernel(x: np.ndarray, y: np.ndarray) -> float:
@@ -83,16 +83,26 @@ def test_compared_gives_the_same_with_intervals() -> None:
         assert 0 <= metric.lo < metric.value < metric.hi
 
 
-def test_the_interval_of_a_distance_holds_its_value_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """95% intervals of a distance between sets of 100, against the distance of sets so large that it is known."""
+@pytest.mark.parametrize(("dim", "shift"), [(4, 0.5), (4, 0.0), (64, 0.0)])
+def test_the_interval_of_a_distance_holds_what_sets_of_that_size_are_apart(
+    dim: int, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite sets lie apart though they are drawn alike: the interval is of the mean distance of many pairs of sets."""
     monkeypatch.setattr(sets, "SLICED_DRAWS", 2)  # not asked for here
-    true = energy_distance(cloud(3000, 4, seed=90), cloud(3000, 4, seed=91, shift=0.5))
-    held = 0
-    for seed in range(20):
-        a, b = cloud(100, 4, seed=2 * seed), cloud(100, 4, seed=2 * seed + 1, shift=0.5)
-        energy = compared("x", a, b)[0]
-        held += energy.lo <= true <= energy.hi
-    assert held >= 16  # of 20 at 95%: fewer have a chance of .3%
+
+    def pair(seed: int) -> tuple[Tensor, Tensor]:
+        return cloud(100, dim, seed=2 * seed), cloud(100, dim, seed=2 * seed + 1, shift=shift)
+
+    expected = np.mean([energy_distance(*pair(seed)) for seed in range(100, 200)])
+    found = [compared("x", *pair(seed))[0] for seed in range(20)]
+    assert sum(one.lo <= expected <= one.hi for one in found) >= 16  # of 20 at 95%: fewer have a chance of .3%
+
+
+def test_equal_rows_have_a_unit_all_the_same() -> None:
+    """Most rows equal: the median distance is 0 and tells no width; all equal: there is nothing to tell apart."""
+    a, b = cloud(20), torch.cat((cloud(2, seed=1), torch.zeros(18, 6)))
+    assert 0 < mmd(a, b) < 2  # of kernels, which are 0 to 1
+    assert mmd(torch.zeros(5, 3), torch.zeros(5, 3)) == 0
 
 
 def test_copies_are_noticed() -> None:
@@ -101,6 +111,22 @@ def test_copies_are_noticed() -> None:
     invented, same = memorised(cloud(300, 4, seed=2), training, held_out)
     assert copies.value == 1.0 and real == same
     assert invented.value == pytest.approx(real.value, abs=0.05)  # both are drawn alike; standard error .017 each
+
+
+def test_rows_that_come_twice_do_not_hide_copies() -> None:
+    once, held_out = cloud(900, 4), cloud(300, 4, seed=1)
+    training = torch.cat((once, once[:100]))
+    copies, real = memorised(training[:300], training, held_out)
+    assert copies.value == 1.0
+    assert real == memorised(once, once, held_out)[1]  # as near is near as without them
+
+
+def test_what_is_not_finite_is_not_measured() -> None:
+    a, broken = cloud(30), cloud(30, seed=1)
+    broken[3, 0] = math.nan
+    for measured in (*DISTANCES, lambda x, y: memorised(y, x, x), lambda x, y: compared("x", x, y)):
+        with pytest.raises(InputError, match=r"NaN or infinity in 1 of 30 rows, the first at 3"):
+            measured(a, broken)
 
 
 def test_what_cannot_be() -> None:

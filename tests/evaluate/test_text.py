@@ -45,6 +45,15 @@ def test_distinct_counts_different_pairs() -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(InputError, match="got 2 texts for 3"):
         round_trip(SAID, CAME[:2])
+    for measure in (lambda texts: known_words(texts, {"a"}), distinct, self_bleu, WordModel(SAID).perplexity):
+        with pytest.raises(InputError, match="got 1 texts; an interval needs at least 2"):
+            measure(SAID[:1])
+    with pytest.raises(InputError, match="texts: got none"):
+        WordModel([])
+
+
+def test_words_of_other_alphabets_are_words() -> None:
+    assert words("Un café déjà-vu, it's 42; Кошка спит_") == ["un", "café", "déjà", "vu", "it's", "42", "кошка", "спит"]
 
 
 def test_texts_without_a_word_have_no_known_ones() -> None:

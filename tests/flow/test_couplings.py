@@ -23,6 +23,7 @@ from flops_fit.flow.couplings import (
     squared_distances,
     transport_cost,
 )
+from flops_fit.flow.loss import Flow
 
 ROUNDING = 1e-9
 
@@ -99,6 +100,26 @@ def test_the_entropic_plan_lies_between_the_optimal_and_the_independent_one() ->
     assert by_blur[-1] == pytest.approx(mean, rel=0.01)  # as is the independent one at 500
 
 
+def test_half_precision_does_not_reach_the_pairs() -> None:
+    """Neither that of the data nor autocast's, where products would be rounded and numpy knows no bfloat16."""
+    noise, data = (one.bfloat16() for one in clouds(40))
+    exact = optimal(noise.double(), data.double())
+    assert torch.equal(optimal(noise, data).double(), exact)
+    drawn = {}
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            drawn[half] = Flow(coupling=optimal).draw(data.float())
+    assert torch.equal(drawn[True].x, drawn[False].x)
+
+
+def test_equal_rows_are_paired_by_chance() -> None:
+    noise, _ = clouds(6)
+    plan = Entropic(0.05).plan(torch.zeros(6, 3), torch.zeros(6, 3))
+    torch.testing.assert_close(plan, torch.full((6, 6), 1 / 6, dtype=torch.float64))
+    assert Entropic(0.05)(torch.zeros(6, 3), noise.float() * 0).shape == (6, 3)
+
+
 def test_distances_are_those_of_torch() -> None:
     noise, data = clouds(30, dims=7)
     torch.testing.assert_close(squared_distances(noise, data), torch.cdist(noise, data).square(), rtol=1e-7, atol=1e-7)
@@ -114,6 +135,10 @@ def test_what_cannot_be() -> None:
     noise, data = clouds(5)
     with pytest.raises(InputError, match=r"labels: got shape \(4,\); allowed is one label a row, \(5,\)"):
         optimal(noise, data, torch.zeros(4))
+    with pytest.raises(InputError, match=r"noise: got shape \(4, 3\); allowed is that of data, \(5, 3\)"):
+        optimal(noise[:4], data)
+    with pytest.raises(InputError, match="data: got NaN"):
+        optimal(noise, data * math.nan)
     with pytest.raises(InputError, match="blur: got 0"):
         Entropic(0.0)
     with pytest.raises(InputError, match="blur: got nan"):

@@ -145,3 +145,25 @@ def test_adaptive_guidance_does_not_ask_how_steep_the_score_is() -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(InputError, match="interval: got"):
         classifier_free(network, labels(), NULL, 2.0, interval=(0.7, 0.3))
+
+
+@pytest.mark.parametrize("steepness", [1e-30, 1e-12, 1.0, 1e12, 1e30])
+def test_no_square_of_a_steep_or_flat_score_leaves_the_range_of_float32(steepness: float) -> None:
+    x, t = start(5).float(), torch.full((5,), 0.5)
+    guided = towards_higher(lambda x, t: torch.ones_like(x), lambda data: steepness * data, LINEAR, 0.1)
+    torch.testing.assert_close((guided(x, t) - 1).norm(dim=1), torch.full((5,), 0.1 * 2**0.5))
+
+
+def test_a_score_without_a_gradient_is_told() -> None:
+    guided = towards_higher(lambda x, t: torch.ones_like(x), lambda data: data * float("nan"), LINEAR, 0.1)
+    with pytest.raises(InputError, match="gradient: got NaN or infinity in 5 of 5 rows"):
+        guided(start(5), torch.full((5,), 0.5, dtype=torch.float64))
+
+
+def test_a_step_that_begins_at_an_end_of_the_interval_is_guided() -> None:
+    """In float32, .6 is more than .6."""
+    x = start(6)
+    for end in (0.1, 0.3, 0.6, 0.7):
+        t = torch.full((6,), end, dtype=torch.float32)
+        guided = classifier_free(network, labels(6), NULL, 2.0, interval=(0.0, end))(x, t)
+        assert not torch.equal(guided, network(x, t, labels(6)))

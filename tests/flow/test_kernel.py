@@ -119,7 +119,18 @@ def test_what_cannot_be() -> None:
     model, turned = remembering(data())
     with pytest.raises(InputError, match="no fold was remembered"):
         model(turned, torch.full((ROWS,), 0.5), labels=torch.zeros(ROWS, dtype=torch.int64))
+    others, turned = remembering(data(), others=True)
+    with pytest.raises(InputError, match=rf"labels: got fold {FOLDS}; allowed are 0 to {FOLDS - 1}"):
+        others(turned, torch.full((ROWS,), 0.5), labels=torch.full((ROWS,), FOLDS))
     with pytest.raises(InputError, match="at least 2 rows"):
         KernelVelocity(1, torch.zeros(3), torch.ones(3), torch.zeros(1, 3))
     with pytest.raises(InputError, match="data: got 9 vectors, .* in 5 folds; give at least 10"):
         folded(torch.randn(9, 3))
+
+
+def test_half_precision_does_not_reach_the_distances() -> None:
+    model, turned = remembering(data(), others=True)
+    labels, t = torch.arange(ROWS) % FOLDS, torch.full((ROWS,), 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(turned, t, labels=labels)
+    assert torch.equal(half, model(turned, t, labels=labels))

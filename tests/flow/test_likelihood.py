@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flops_fit.flow.baselines import Gaussian
+from flops_fit.errors import InputError
+from flops_fit.flow.baselines import Gaussian, zero
 from flops_fit.flow.likelihood import log_likelihood
 from flops_fit.flow.paths import PATHS
 from flow.worlds import covariance, three
@@ -56,3 +57,15 @@ def test_images_are_taken_as_they_are() -> None:
     found = log_likelihood(lambda x, t: torch.zeros_like(x) * x, data, "exact", steps=1)
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(data).flatten(1).sum(dim=1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_a_velocity_that_forgets_x_leaves_the_noise_as_it_is(divergence: str) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    found = log_likelihood(zero, x, divergence, method="euler", steps=2)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(dim=1))
+
+
+def test_an_unknown_divergence_is_told() -> None:
+    with pytest.raises(InputError, match="divergence: got 'exakt'; .*did you mean exact"):
+        log_likelihood(zero, torch.zeros(1, 2), "exakt")  # type: ignore[arg-type]

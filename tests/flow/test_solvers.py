@@ -111,3 +111,20 @@ def test_what_cannot_be() -> None:
     for times in ([0.0, 0.5, 0.5, 1.0], [0.0], [0.0, 1.2]):
         with pytest.raises(InputError, match="times: got"):
             solve(spiral, start(), times=torch.tensor(times))
+    with pytest.raises(InputError, match="times: got times with dopri5"):
+        solve(spiral, start(), "dopri5", times=torch.tensor([0.0, 0.5]))
+    for wrong in ({"atol": 0.0}, {"rtol": -1.0}, {"rtol": math.nan}):
+        with pytest.raises(InputError, match="rtol, atol: got"):
+            solve(spiral, start(), "dopri5", **wrong)
+
+
+@pytest.mark.parametrize("method", [*FIXED, "dopri5"])
+def test_no_row_has_no_way_to_go(method: str) -> None:
+    assert solve(spiral, start()[:0], method).x.shape == start()[:0].shape
+
+
+def test_times_of_half_precision_are_not_rounded() -> None:
+    """In bfloat16, steps of 1/200 would stand still or be twice as long."""
+    found = solve(lambda x, t: torch.ones_like(x), torch.zeros(2, 1, dtype=torch.bfloat16), "euler", np.int64(200))
+    torch.testing.assert_close(found.times, torch.linspace(0, 1, 201))
+    assert found.x.dtype == torch.bfloat16

@@ -192,6 +192,9 @@ def test_mamba_ssm_takes_the_place_of_the_plain_scan(monkeypatch: pytest.MonkeyP
     (lambda: create_model("dit", heads=5), "dit: hidden=384 must be a multiple of its 5 heads"),
     (lambda: create_model("ssm", dim=100), "ssm: dim=100 must be a multiple of tokens=16"),
     (lambda: create_model("unet", hidden=30), "unet: hidden=30 must be a multiple of 4"),
+    (lambda: create_model("dit", heads=0), "heads of dit: got 0; allowed is a whole number from 1 on"),
+    (lambda: create_model("mlp", hidden="64"), "hidden of mlp: got '64'"),
+    (lambda: create_model("ssm", mixer="plian"), "ssm: mixer='plian' must be one of plain, mamba"),
     (lambda: create_model("mlp", layers=1), "mlp: layers=1 must be at least 2"),
 ])  # fmt: skip
 def test_what_cannot_be(make: object, said: str) -> None:

@@ -160,6 +160,17 @@ def test_ten_steps_and_ten_more_are_twenty_bit_by_bit(changes: dict[str, Any], t
         assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_reflow_says_which_statistics_its_teacher_has(tmp_path: Path) -> None:
+    train(one(statistics="robust"), tmp_path / "teacher", watch=Quiet())
+    teacher = SentenceFlow.load(tmp_path / "teacher")
+    student = one(flow="reflow", teacher=teacher).config
+    assert (student["statistics"], student["gaussian"]) == ("robust", teacher.config["gaussian"])
+    assert student["predicts"] == "velocity"
+    noise = one(flow="reflow", teacher=teacher).dataset.tensors[0]
+    for seed in range(5):  # what it learns from is no noise that it will be judged by
+        assert not torch.equal(noise[0], teacher.noise(1, seed)[0])
+
+
 @pytest.mark.parametrize(("changes", "said"), [
     ({"flow": "icfn"}, "flow: got 'icfn'; .*did you mean icfm"),
     ({"arch": "mpl"}, "arch: got 'mpl'; .*did you mean mlp"),
@@ -181,6 +192,13 @@ def test_a_bundle_of_something_else_is_refused(tmp_path: Path) -> None:
     train(one(), tmp_path / "flow", watch=Quiet())
     config = dict(weights.read(tmp_path / "flow")[1], arch="unet")
     tensors = weights.read(tmp_path / "flow")[0]
+    for broken in ({"dim": "16"}, {"arguments": None}, {"arch": "mpl"}, {"size": []}):
+        weights.save(tmp_path / "broken", tensors, {**config, "arch": "mlp", **broken})
+        with pytest.raises(InputError, match="its config makes no network|got 'mpl'|dim of mlp: got '16'"):
+            SentenceFlow.load(tmp_path / "broken")
+    weights.save(tmp_path / "broken", tensors, {k: v for k, v in config.items() if k != "preconditioned"})
+    with pytest.raises(InputError, match="its config lacks preconditioned"):
+        SentenceFlow.load(tmp_path / "broken")
     weights.save(tmp_path / "wrong", tensors, config)
     with pytest.raises(InputError, match="weights of another architecture"):
         SentenceFlow.load(tmp_path / "wrong")

@@ -31,7 +31,8 @@ def loss(outputs, targets):
 
 result = flops_fit.find_optimal(
     Net, "width", dataset=samples(), loss_fn=squared_error if not {broken} else loss, compute_budgets=(1e7, 2e7, 4e7),
-    size_multiple=4, max_epochs=1e9, lr=0.01, tokens_per_param=40, extend=0, bootstrap=DRAWS, output_dir="out")
+    size_multiple=4, max_epochs=1e9, lr=0.01, batch_size=64, tokens_per_param=40, sizes_per_budget=4,
+    extend=0, bootstrap=DRAWS, output_dir="out")
 rank = os.environ.get("RANK", "alone")
 open(f"answer-{{rank}}.json", "w").write(json.dumps([r.loss for r in result.experiments] + [result.law.alpha]))
 """

@@ -9,6 +9,7 @@ The home of sonar.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from flops_fit.models.codec import END, SentenceCodec
 HASH = 12  # characters of a codec's weights' SHA-256 that are kept with vectors
 AT_ONCE = 256  # sentences through the model together
 VOCABULARY = "tokenizer.json"
+DEFAULT_CODEC = "codec"  # comes with flops-fit
 
 
 class Codec(Protocol):
@@ -123,18 +125,24 @@ def codec_named(name: str) -> Codec:
     """
     if name == Sonar.reference:
         return Sonar()
-    name, _, wanted = name.partition("@")
+    name, wanted = _named(name)
     try:
         folder = weights.located(name)
     except InputError as error:
-        told = str(error).removeprefix("BUNDLE: ")
-        raise InputError(f"--codec: {told} or {Sonar.reference}") from error
+        allowed = (DEFAULT_CODEC, Sonar.reference, "the folder of a trained one")
+        raise InputError.unknown("--codec", name, allowed) from error
     found = Embedded.load(folder)
     found.reference = f"{name}@{found.reference.rpartition('@')[2]}"
     if wanted and not found.reference.endswith(f"@{wanted}"):
         told = f"codec: {name} has other weights ({found.reference}) than those of the vectors (@{wanted})"
         raise InputError(f"{told}; give --codec and the folder of the one that made them")
     return found
+
+
+def _named(reference: str) -> tuple[str, str]:
+    """(name or folder, hash of the weights or "")."""
+    found = re.fullmatch(r"(.+)@([0-9a-f]+)", reference, re.DOTALL)
+    return (found[1], found[2]) if found else (reference, "")
 
 
 def reader(recorded: str, given: str | None) -> Codec:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from flops_fit.data.batches import split_by_hash
-from flops_fit.data.codecs import Codec, Sonar, codec_named
+from flops_fit.data.codecs import DEFAULT_CODEC, Codec, Sonar, codec_named
 from flops_fit.data.sentences import made_up_sentences, read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.data.vectors import Vectors, read_vectors
@@ -24,7 +24,6 @@ HELD_OUT = 1000  # of texts that are encoded for it, at most
 MADE_UP = 40_000  # sentences; a twentieth of them is held out
 WORDS = 20  # of a sentence at most: what the codec was trained on
 FEWEST = 2  # rows of either part: one has no deviation, and no interval
-DEFAULT_CODEC = "codec"
 
 
 def sentence_vectors(data: str | None, codec: str | None = None, most: int | None = None) -> tuple[Vectors, Vectors]:
@@ -67,9 +66,10 @@ def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:
 
 def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:
     """By the column `split` where there is one: train, and val or whatever else comes first."""
-    names = dict.fromkeys(vectors.columns.get("split", ()))
-    if len(names) > 1 and "train" not in names:
-        raise InputError(f"split: got {', '.join(map(str, names))}; one part must be named train")
+    names = dict.fromkeys(name for name in vectors.columns.get("split", ()) if name is not None)
+    if names and "train" not in names:
+        told = f"split: got {', '.join(map(str, names))}"
+        raise InputError(f"{told}; one part must be named train, or leave the column out to split by hash")
     if len(names) > 1:
         return vectors.where("split", "train"), vectors.where("split", held_out_name(names))
     inside, outside = split_by_hash(len(vectors))

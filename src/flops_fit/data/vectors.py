@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -116,12 +115,15 @@ class Normaliser(nn.Module):
         """
         if statistics not in get_args(Statistics):
             raise InputError.unknown("statistics", statistics, get_args(Statistics))
-        if len(values) < 2:
-            raise InputError(f"data: got {len(values)} vectors; statistics need at least 2")
+        if values.dim() != 2 or values.shape[1] != len(self.centre) or len(values) < 2:
+            told = f"data: got shape {tuple(values.shape)}"
+            raise InputError(f"{told}; allowed are at least 2 vectors of {len(self.centre)} numbers")
+        if not bool(torch.isfinite(values).all()):
+            raise InputError("data: got NaN or infinity; leave those rows out")
         if statistics == "standard":
             centre, scale = values.mean(dim=0), values.std(dim=0)
         else:
-            low, centre, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0)
+            low, centre, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).to(values), dim=0)
             scale = IQR * (high - low)
         typical = scale.median()
         if not typical > 0:
@@ -133,13 +135,13 @@ class Normaliser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, D) raw -> (n, D) normalised, clamped to `FARTHEST` scales."""
         self._check(x)
-        y = ((x - self.centre) / self.scale).clamp(-FARTHEST, FARTHEST)
+        y = ((x.to(self.scale) - self.centre) / self.scale).clamp(-FARTHEST, FARTHEST)
         return y if self.axes is None else y @ self.axes
 
     def back(self, y: Tensor) -> Tensor:
         """(n, D) normalised -> (n, D) raw."""
         self._check(y)
-        return (y if self.axes is None else y @ self.axes.T) * self.scale + self.centre
+        return (y if self.axes is None else y.to(self.axes) @ self.axes.T) * self.scale + self.centre
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-1] != len(self.centre):
@@ -168,6 +170,7 @@ def dropped(x: Tensor, amount: float) -> Tensor:
 
 
 AUGMENTATIONS = {"mixup": mixup, "noise": jitter, "dropout": dropped}
+MOST = {"mixup": 100.0, "noise": 100.0, "dropout": 1.0}
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def _step(part: str) -> tuple[str, float]:
         value = float(amount)
     except ValueError:
         value = float("nan")
-    if not 0 < value <= (1 if name == "dropout" else np.inf):
+    if not 0 < value <= MOST[name]:
         told = f"augmentation: got {part.strip()!r}"
-        raise InputError(f"{told}; allowed is NAME:AMOUNT with an amount above 0, as {name}:0.1")
+        raise InputError(f"{told}; allowed is NAME:AMOUNT, as {name}:0.1, above 0 and up to {MOST[name]:g}")
     return name, value

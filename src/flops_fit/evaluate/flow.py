@@ -83,7 +83,7 @@ def straightness(velocity: Velocity, noise: Tensor, steps: int = 32) -> Metric:
     assert found.trajectory is not None
     x = found.trajectory  # (steps + 1, n, ...)
     gap = (x[-1] - x[0]) - (x[1:] - x[:-1]) * steps  # chords of equal lengths of time, for the velocity there
-    return mean_of("straightness", gap.square().flatten(2).mean(dim=(0, 2)).double().numpy())
+    return mean_of("straightness", gap.square().flatten(2).mean(dim=(0, 2)).double().cpu().numpy())
 
 
 def _explained(name: str, losses: NDArray[np.float64], zero: NDArray[np.float64]) -> Metric:

@@ -83,7 +83,7 @@ def _check(name: str, n: int) -> None:
 
 
 def centred(name: str, value: float, resampled: Sequence[float], n: int) -> Metric:
-    """A distance between sets, >= 0, with the spread of its resamples about itself.
+    """A distance between sets, >= 0, with the spread of its resamples about itself: what sets of that size are apart.
 
     Resamples repeat rows, so all of them are further apart than the sets: their quantiles would not hold the value.
     """

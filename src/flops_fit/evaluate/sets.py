@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric, centred, share_of
+from flops_fit.flow.loss import check_finite
 
 PROJECTIONS = 256  # directions of the sliced distance
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernel, in units of the median distance of the second set
@@ -29,8 +30,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 def mmd(a: Tensor, b: Tensor) -> float:
     """Squared maximum mean discrepancy with Gaussian kernels of several widths (V2; Gretton et al. 2012), >= 0."""
     _check(a, b)
-    unit = float(_distances(b, b).median())
-    across, first, second = (_kernel(_distances(*pair), unit) for pair in ((a, b), (a, a), (b, b)))
+    within = _distances(b, b)
+    across, first, second = (_kernel(one, _unit(within)) for one in (_distances(a, b), _distances(a, a), within))
     return float(first.mean() + second.mean() - 2 * across.mean())
 
 
@@ -40,7 +41,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, seed: int = 0) -> float:
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], PROJECTIONS, generator=generator, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
-    first, second = ((rows.double() @ directions).T.numpy() for rows in (a, b))  # (PROJECTIONS, n) each
+    first, second = ((rows.double().cpu() @ directions).T.numpy() for rows in (a, b))  # (PROJECTIONS, n) each
     return float(np.sqrt(np.mean([_wasserstein(x, y) for x, y in zip(first, second, strict=True)])))
 
 
@@ -48,8 +49,7 @@ def compared(name: str, a: Tensor, b: Tensor) -> list[Metric]:
     """Energy distance, MMD and sliced Wasserstein distance of `a` to `b`, rows of both resampled."""
     _check(a, b)
     across, first, second = (_distances(*pair) for pair in ((a, b), (a, a), (b, b)))
-    unit = float(second.median())
-    kernels = [_kernel(one, unit) for one in (across, first, second)]
+    kernels = [_kernel(one, _unit(second)) for one in (across, first, second)]
 
     def of(parts: tuple[NDArray[np.float64], ...], sign: int) -> Metric:
         label = f"{'energy_distance' if sign > 0 else 'mmd'}_{name}"
@@ -88,12 +88,16 @@ def _two_sets(
 def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metric]:
     """Share of samples nearer to a training row than `CLOSE` of those are to each other; the same of held-out rows.
 
-    A model that invents has the held-out rows' rate; one that repeats has 1 (V4).
+    A model that invents has the held-out rows' rate; one that repeats has 1 (V4). Training rows that come twice do not
+    say what is near.
     """
+    _check(samples, training)
+    _check(held_out, training)
     some = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:NEIGHBOURS]
-    near = float(_nearest(training[some], training, at=some).quantile(CLOSE))
+    own = _nearest(training[some], training, at=some)
+    near = float(own[own > 0].quantile(CLOSE)) if bool((own > 0).any()) else 0.0
     return [
-        share_of(name, (_nearest(rows, training) <= near).numpy())
+        share_of(name, (_nearest(rows, training) <= near).cpu().numpy())
         for name, rows in (("memorised", samples), ("memorised_held_out", held_out))
     ]
 
@@ -106,16 +110,23 @@ def _nearest(rows: Tensor, among: Tensor, at: Tensor | None = None) -> Tensor:
     lengths = known.square().sum(dim=1)  # (m,)
     for start in range(0, len(rows), AT_ONCE):
         some = rows[start : start + AT_ONCE].double()
-        squares = some.square().sum(dim=1)[:, None] - 2 * some @ known.T + lengths  # (AT_ONCE, m), by one product
+        far = lengths - 2 * some @ known.T  # (AT_ONCE, m), by one product: squared distances but for |some|^2
         if at is not None:
-            squares[torch.arange(len(some)), at[start : start + AT_ONCE]] = float("inf")
-        found.append(squares.min(dim=1).values.clamp(min=0).sqrt())
+            far[torch.arange(len(some)), at[start : start + AT_ONCE]] = float("inf")
+        found.append((some - known[far.argmin(dim=1)]).norm(dim=1))  # exact, so that a copy is at 0
     return torch.cat(found)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """(n, m) float64."""
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").cpu()
+
+
+def _unit(distances: Tensor) -> float:
+    """The median distance of different rows of a set (n, n); of rows that are nearly all equal the mean, of equal 1."""
+    n = len(distances)
+    others = distances[~torch.eye(n, dtype=torch.bool)]
+    return float(others.median()) or float(others.mean()) or 1.0
 
 
 def _kernel(distances: Tensor, unit: float) -> Tensor:
@@ -139,3 +150,5 @@ def _check(a: Tensor, b: Tensor) -> None:
         raise InputError(f"sets: got shapes {tuple(a.shape)} and {tuple(b.shape)}; allowed are (n, D) and (m, D)")
     if len(a) < 2 or len(b) < 2:
         raise InputError(f"sets: got {len(a)} and {len(b)} rows; a distance needs at least 2 in each")
+    check_finite("sets", a)
+    check_finite("sets", b)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from flops_fit.errors import InputError, MissingExtra
-from flops_fit.evaluate.metric import Metric, bootstrapped, mean_of, ratio_of, share_of
+from flops_fit.evaluate.metric import Metric, Z, bootstrapped, mean_of, ratio_of, share_of
 
-WORD = re.compile(r"[a-z']+|[0-9]+")
+WORD = re.compile(r"(?:[^\W\d_]|')+|\d+")  # of any alphabet
 BLEU_DRAWS = 200  # each is a corpus score of its own
 EDGE = ""  # before the first word and after the last
 SELF = 200  # texts of a self-BLEU: each is scored against all others
@@ -45,6 +45,7 @@ def round_trip(said: Sequence[str], returned: Sequence[str]) -> list[Metric]:
 
 def known_words(texts: Sequence[str], vocabulary: Collection[str]) -> Metric:
     """Share of words that are in the vocabulary, texts resampled."""
+    _check("known_words", texts)
     known = set(vocabulary)
     counts = np.array([[sum(word in known for word in found), len(found)] for found in map(words, texts)])  # (n, 2)
     return ratio_of("known_words", counts[:, 0], counts[:, 1])
@@ -52,6 +53,7 @@ def known_words(texts: Sequence[str], vocabulary: Collection[str]) -> Metric:
 
 def distinct(texts: Sequence[str], n: int = 2) -> Metric:
     """Different n-grams as a share of all (Li et al. 2016, arXiv 1510.03055). Falls with their number."""
+    _check(f"distinct_{n}", texts)
     grams = [Counter(zip(*(found[i:] for i in range(n)), strict=False)) for found in map(words, texts)]
 
     def share(rows) -> float:  # type: ignore[no-untyped-def]
@@ -62,7 +64,7 @@ def distinct(texts: Sequence[str], n: int = 2) -> Metric:
 
     full = share(np.arange(len(texts)))
     half = [share(np.random.default_rng(seed).permutation(len(texts))[: len(texts) // 2]) for seed in range(100)]
-    spread = 1.96 * float(np.std(half))  # halves without repeats vary as the whole does (Shao and Wu 1989)
+    spread = Z * float(np.std(half))  # halves without repeats vary as the whole does (Shao and Wu 1989)
     return Metric(name=f"distinct_{n}", value=full, lo=max(0, full - spread), hi=min(1, full + spread), n=len(texts))
 
 
@@ -71,6 +73,7 @@ def self_bleu(texts: Sequence[str]) -> Metric:
 
     Of the first `SELF` texts: it grows with their number. Texts of fewer than 4 words are scored by what they have.
     """
+    _check("self_bleu", texts)
     scorer, some = require().BLEU(effective_order=True), list(texts[:SELF])
     scores = [scorer.sentence_score(one, some[:i] + some[i + 1 :]).score for i, one in enumerate(some)]
     return mean_of("self_bleu", np.array(scores))
@@ -84,6 +87,8 @@ class WordModel:
     """
 
     def __init__(self, texts: Sequence[str], order: int = 3) -> None:
+        if not texts:
+            raise InputError("texts: got none; a model of words learns from at least one")
         self.order = order
         self._after: dict[tuple[str, ...], Counter[str]] = {}
         for text in texts:
@@ -111,6 +116,7 @@ class WordModel:
 
     def perplexity(self, texts: Sequence[str]) -> Metric:
         """exp of the mean negative log-probability of a word, ends among them; texts are resampled."""
+        _check("perplexity", texts)
         sums = []
         for text in texts:
             row = self._row(text)
@@ -119,6 +125,11 @@ class WordModel:
         nats = ratio_of("perplexity", -np.array(sums)[:, 0], np.array(sums)[:, 1])
         value, lo, hi = (math.exp(one) for one in (nats.value, nats.lo, nats.hi))
         return Metric(name="perplexity", value=value, lo=lo, hi=hi, n=len(texts))
+
+
+def _check(name: str, texts: Sequence[str]) -> None:
+    if len(texts) < 2:
+        raise InputError(f"{name}: got {len(texts)} texts; an interval needs at least 2")
 
 
 def require() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor
 from flops_fit.errors import InputError
 from flops_fit.flow.loss import check_finite
 from flops_fit.flow.paths import Path, Schedule
-
-FOLDS = 10  # of the cross-validated variances
 
 
 def zero(x: Tensor, t: Tensor) -> Tensor:
@@ -34,7 +32,6 @@ class Gaussian:
     rest: float  # variance of every other direction
     shrinkage: float = 0.0  # share of S that is the mean variance times I
     note: str = ""  # what a reader must know of the fit
-    shape: tuple[int, ...] = field(default=())  # of one sample; (): (D,)
 
     def velocity(self, path: Path) -> Callable[[Tensor, Tensor], Tensor]:
         """(x (B, ...), t (B,)) -> E[velocity | x_t = x] on that path."""
@@ -42,11 +39,13 @@ class Gaussian:
 
     def _velocity(self, path: Path, x: Tensor, t: Tensor) -> Tensor:
         rows = x.flatten(1)  # (B, D)
+        if rows.shape[1] != len(self.mean):
+            raise InputError(f"x: got rows of {rows.shape[1]} numbers; the Gaussian is of {len(self.mean)}")
         at = path.at(t, rows)
         off = rows - at.alpha * self.mean
         whole = self.basis.shape[1] == len(self.mean)  # then no other direction is left, whose gain may be infinite
-        elsewhere = 0.0 if whole else _gain(at, x.new_tensor([self.rest]))  # (B, 1)
-        along = _gain(at, self.variances) - elsewhere  # (B, K)
+        elsewhere = 0.0 if whole else gain(at, x.new_tensor([self.rest]))  # (B, 1)
+        along = gain(at, self.variances) - elsewhere  # (B, K)
         v = at.d_alpha * self.mean + elsewhere * off + (along * (off @ self.basis)) @ self.basis.T
         return v.view_as(x)
 
@@ -54,15 +53,10 @@ class Gaussian:
         """The same mean, and its mean variance in every direction: what `isotropic` makes of the same data."""
         (dims,), known = self.mean.shape, len(self.variances)
         level = (float(self.variances.sum()) + self.rest * (dims - known)) / dims
-        return Gaussian(self.mean, self.variances[:0], self.basis[:, :0], level, shape=self.shape)
-
-    def to(self, like: Tensor) -> Gaussian:
-        """The same in the dtype and on the device of `like`."""
-        moved = (self.mean.to(like), self.variances.to(like), self.basis.to(like))
-        return Gaussian(*moved, self.rest, self.shrinkage, self.note, self.shape)
+        return Gaussian(self.mean, self.variances[:0], self.basis[:, :0], level)
 
 
-def _gain(at: Schedule, variance: Tensor) -> Tensor:
+def gain(at: Schedule, variance: Tensor) -> Tensor:
     """(B, K): regression of the velocity on x_t along directions of these variances (F16)."""
     spread = at.alpha.square() * variance + at.sigma.square()
     return (at.d_alpha * at.alpha * variance + at.d_sigma * at.sigma) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
@@ -94,7 +88,7 @@ def full_covariance(data: Tensor, shrinkage: float | None = None) -> Gaussian:
     variances, basis = _principal(centred)
     level = float(centred.square().mean())
     note = f"covariance of {n} samples in {dims} dimensions, shrunk by {share:.3g}"
-    return Gaussian(mean, (1 - share) * variances + share * level, basis, share * level, share, note, data.shape[1:])
+    return Gaussian(mean, (1 - share) * variances + share * level, basis, share * level, share, note)
 
 
 def _principal(centred: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ it, so that paths cross less (Tong et al. 2023, arXiv 2302.00482; Pooladian et a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -36,7 +37,7 @@ def optimal(noise: Tensor, data: Tensor, labels: Tensor | None = None) -> Tensor
     noise (a bias of conditional models): rows are then paired within their label only.
     """
     order = np.empty(len(data), dtype=np.int64)
-    for rows in _groups(labels, len(data)):
+    for rows in _groups(noise, data, labels):
         order[rows] = rows[_assigned(noise[rows], data[rows])]
     return noise[torch.from_numpy(order).to(noise.device)]
 
@@ -57,7 +58,7 @@ class Entropic:
 
     def __call__(self, noise: Tensor, data: Tensor, labels: Tensor | None = None) -> Tensor:
         order = torch.empty(len(data), dtype=torch.int64, device=noise.device)
-        for rows in _groups(labels, len(data)):
+        for rows in _groups(noise, data, labels):
             where = torch.from_numpy(rows).to(noise.device)
             order[where] = where[torch.multinomial(self.plan(noise[where], data[where]), 1)[:, 0]]
         return noise[order]
@@ -65,7 +66,7 @@ class Entropic:
     def plan(self, noise: Tensor, data: Tensor) -> Tensor:
         """(B, B) probabilities: row i the noise that goes with data i; rows and columns sum to 1 each."""
         cost = squared_distances(data, noise).double()  # (B, B)
-        score = -cost / (self.blur * cost.mean())
+        score = -cost / (self.blur * cost.mean() + torch.finfo(cost.dtype).tiny)  # equal rows cost nothing
         rows = columns = torch.zeros(len(data), dtype=score.dtype, device=score.device)
         for _ in range(SINKHORN_STEPS):
             rows = -torch.logsumexp(score + columns, dim=1)
@@ -94,12 +95,20 @@ def transport_cost(noise: Tensor, data: Tensor) -> float:
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """(B, B'): |a_i - b_j|^2 of flattened rows, by one matrix product."""
-    a, b = a.flatten(1), b.flatten(1)
+    a, b = _wide(a), _wide(b)
     return (a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)).clamp(min=0)
 
 
-def _groups(labels: Tensor | None, n: int) -> list[np.ndarray]:
+def _wide(x: Tensor) -> Tensor:
+    """(B, D) in float32 at least: the products of half the digits pair other rows."""
+    return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _groups(noise: Tensor, data: Tensor, labels: Tensor | None) -> list[np.ndarray]:
     """Row numbers of each label; all of them without labels."""
+    n = len(data)
+    if noise.shape != data.shape:
+        raise InputError(f"noise: got shape {tuple(noise.shape)}; allowed is that of data, {tuple(data.shape)}")
     if labels is None:
         return [np.arange(n)]
     if labels.shape != (n,):
@@ -110,7 +119,9 @@ def _groups(labels: Tensor | None, n: int) -> list[np.ndarray]:
 
 def _assigned(noise: Tensor, data: Tensor) -> np.ndarray:
     """For each data row its noise row. Only the product enters: the norms are the same in every pairing."""
-    cost = -(data.flatten(1) @ noise.flatten(1).T).cpu()  # (B, B)
+    cost = -(_wide(data) @ _wide(noise).T).cpu()  # (B, B)
+    if not math.isfinite(cost.sum().item()):
+        raise InputError("data: got NaN, infinity or numbers too large to multiply; allowed are finite rows")
     return cast(np.ndarray, linear_sum_assignment(_priced(cost).numpy())[1])
 
 

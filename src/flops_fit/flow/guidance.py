@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from flops_fit.errors import InputError
+from flops_fit.flow.loss import check_finite
 from flops_fit.flow.paths import Path, convert
 from flops_fit.flow.solvers import Velocity
 
 Conditional = Callable[..., Tensor]  # (x (B, ...), t (B,), labels=(B,)) -> (B, ...)
+ROUNDING = 1e-6  # of times in float32: a step that begins at an end of an interval is inside
 
 
 def classifier_free(
@@ -25,12 +27,13 @@ def classifier_free(
 ) -> Velocity:
     """v_null + scale (v_label - v_null), Ho and Salimans 2022 (arXiv 2207.12598); both in one pass of 2B rows (F10)."""
     _check_interval(interval)
+    low, high = interval[0] - ROUNDING, interval[1] + ROUNDING
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        now = float(t[0])
+        now = float(t[0])  # a solver has one time for all rows
         if now < still_until:
             return torch.zeros_like(x)
-        if scale == 1 or not interval[0] <= now <= interval[1]:
+        if scale == 1 or not low <= now <= high:
             return network(x, t, labels=labels)
         both = torch.cat((labels, torch.full_like(labels, null)))
         towards, anyhow = network(torch.cat((x, x)), torch.cat((t, t)), labels=both).chunk(2)
@@ -70,10 +73,10 @@ def towards_higher(
         if float(t[0]) < still_until or strength == 0:
             return v
         up = gradient(convert(path, x, t, v, "velocity", "data"))
+        check_finite("gradient", up)
         length, whole = _norm(up), _norm(v)
-        added = strength * up * (whole / length.clamp(min=torch.finfo(x.dtype).tiny) if adaptive else 1.0)
-        size = _norm(added).clamp(min=torch.finfo(x.dtype).tiny)
-        return v + added * (clip * whole / size).clamp(max=1)
+        added = strength * (whole * (up / length) if adaptive else up)
+        return v + added * (clip * whole / _norm(added)).clamp(max=1)
 
     return guided
 
@@ -86,8 +89,11 @@ def projection(onto: Tensor, value: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """(B, 1, ...): length of each row."""
-    return x.flatten(1).square().sum(dim=1).sqrt().reshape(-1, *(1,) * (x.dim() - 1))
+    """(B, 1, ...): length of each row, scaled so that no square leaves the dtype's range; of 0 its least number."""
+    rows = x.flatten(1)
+    largest = rows.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # (B, 1)
+    length = largest * (rows / largest).square().sum(dim=1, keepdim=True).sqrt().clamp(min=1)
+    return length.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def _check_interval(interval: tuple[float, float]) -> None:

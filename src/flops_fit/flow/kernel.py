@@ -96,10 +96,15 @@ class KernelVelocity(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        if labels is None:
-            return self._told(x, t, "")
+        with torch.autocast(x.device.type, enabled=False):  # distances in half precision tell rows apart badly
+            return self._told(x, t, "") if labels is None else self._told_by_others(x, t, labels)
+
+    def _told_by_others(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """(B, D): each row by what the other folds remember."""
         if not self.folds:
             raise InputError("labels: got the folds of the rows, but no fold was remembered; give `others`")
+        if unknown := sorted(set(labels.tolist()) - set(range(self.folds))):
+            raise InputError(f"labels: got fold {unknown[0]}; allowed are 0 to {self.folds - 1}")
         found = torch.zeros_like(x)
         for fold in range(self.folds):
             at = (labels == fold).nonzero()[:, 0]

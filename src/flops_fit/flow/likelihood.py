@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from flops_fit.errors import InputError
 from flops_fit.flow.solvers import Velocity, solve
+
+Divergence = Literal["exact", "hutchinson"]
 
 
 def log_likelihood(
     velocity: Velocity,
     data: Tensor,  # (B, ...)
-    divergence: Literal["exact", "hutchinson"] = "hutchinson",  # D passes backwards an evaluation, or one
+    divergence: Divergence = "hutchinson",  # D passes backwards an evaluation, or one
     seed: int = 0,  # of the probes, one a row, the same at all times
     **solver: Any,  # what `solve` takes: method, steps, rtol, atol
 ) -> Tensor:
@@ -22,6 +25,8 @@ def log_likelihood(
 
     "hutchinson" (Grathwohl et al. 2019, arXiv 1810.01367) has the right mean; its spread over seeds is the noise of it.
     """
+    if divergence not in get_args(Divergence):
+        raise InputError.unknown("divergence", divergence, get_args(Divergence))
     rows, shape = data.flatten(1), data.shape[1:]
     generator = torch.Generator(data.device).manual_seed(seed)
     probe = torch.randint(0, 2, rows.shape, generator=generator, device=data.device).to(rows) * 2 - 1  # +-1
@@ -29,7 +34,7 @@ def log_likelihood(
     def with_divergence(state: Tensor, t: Tensor) -> Tensor:
         x = state[:, :-1].detach().requires_grad_()  # (B, D)
         with torch.enable_grad():
-            v = velocity(x.view(-1, *shape), t).flatten(1)
+            v = velocity(x.view(-1, *shape), t).flatten(1) + 0 * x  # a velocity may forget x: its divergence is 0
             change = _trace(v, x) if divergence == "exact" else _along(v, x, probe)
         return torch.cat((v.detach(), change[:, None]), dim=1)  # (B, D + 1)
 

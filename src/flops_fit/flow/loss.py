@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flops_fit.errors import InputError
 from flops_fit.flow.couplings import Coupling, independent
-from flops_fit.flow.paths import PATHS, Path, Point, Prediction, convert
+from flops_fit.flow.paths import PATHS, Path, Point, Prediction, check_prediction, convert
 from flops_fit.flow.times import Times
 
 Network = Callable[..., Tensor]  # (x (B, ...), t (B,), **conditions) -> like x
@@ -30,9 +30,16 @@ class Flow:
     coupling: Coupling = independent
     predicts: Prediction = "velocity"
 
+    def __post_init__(self) -> None:
+        check_prediction(self.predicts)
+
     def draw(self, data: Tensor, labels: Tensor | None = None) -> Point:
-        """Noise from torch's global generator, paired with data (B, ...) and put on the path at random times."""
-        noise = self.coupling(torch.randn_like(data), data, labels)
+        """Noise from torch's global generator, paired with data (B, ...) and put on the path at random times.
+
+        Autocast does not reach the pairing: in half precision it would be another one.
+        """
+        with torch.autocast(data.device.type, enabled=False):
+            noise = self.coupling(torch.randn_like(data), data, labels)
         return self.path.point(noise, data, self.times(len(data), data.device))
 
     def velocity(self, network: Network) -> Network:
@@ -61,7 +68,15 @@ def flow_loss(network: Network, flow: Flow, data: Tensor, labels: Tensor | None 
 
 
 def squared_error(velocity: Tensor, point: Point) -> Tensor:
-    """(B,): error of each row, the mean over its numbers."""
+    """(B,): error of each row, the mean over its numbers.
+
+    Raises:
+        InputError: the velocity has another shape than the data, and would be stretched to it.
+    """
+    if velocity.shape != point.velocity.shape:
+        raise InputError(
+            f"network: gave shape {tuple(velocity.shape)}; allowed is that of its x, {tuple(point.velocity.shape)}"
+        )
     return (velocity - point.velocity).square().flatten(1).mean(dim=1)
 
 

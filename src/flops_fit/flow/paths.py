@@ -54,9 +54,13 @@ class Path:
         return self.schedule(t.reshape(-1, *(1,) * (like.dim() - 1)))  # (B, 1, ...)
 
     def point(self, noise: Tensor, data: Tensor, t: Tensor) -> Point:
-        """Where each pair is at its time t (B,), and how fast it goes (F2): alpha' x_1 + sigma' x_0."""
+        """Where each pair is at its time t (B,), and how fast it goes (F2): alpha' x_1 + sigma' x_0.
+
+        In the dtype of the data, whatever that of t.
+        """
         alpha, sigma, d_alpha, d_sigma = self.at(t, data)
-        x, velocity = (torch.addcmul(a * data, b, noise) for a, b in ((alpha, sigma), (d_alpha, d_sigma)))
+        ways = (alpha, sigma), (d_alpha, d_sigma)
+        x, velocity = (torch.addcmul(a * data, b, noise).to(data.dtype) for a, b in ways)
         return Point(x, t, velocity)
 
 
@@ -65,7 +69,12 @@ def convert(path: Path, x: Tensor, t: Tensor, value: Tensor, given: Prediction, 
 
     x, value (B, ...), t (B,). Where `value` would be divided by less than `SMALLEST` - data near t = 1, noise near
     t = 0 - it is divided by that.
+
+    Raises:
+        InputError: `given` or `wanted` is no prediction.
     """
+    check_prediction(given)
+    check_prediction(wanted)
     if given == wanted:
         return value
     alpha, sigma, d_alpha, d_sigma = path.at(t, x)

@@ -5,9 +5,11 @@ step(velocity, x, t, dt) -> x at t + dt          the fixed-step ones, a function
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -87,15 +89,17 @@ def solve(
         FitError: dopri5 cannot follow the velocity with `MOST_STEPS` steps.
     """
     if method == "dopri5":
+        _check_adaptive(times, rtol, atol)
         return _adaptive(velocity, x, start, end, rtol, atol, trajectory)
     if method not in FIXED:
         raise InputError.unknown("method", method, [*FIXED, "dopri5"])
-    grid = _grid(x, steps, start, end) if times is None else times.to(x)
+    grid = _grid(x, steps, start, end) if times is None else times.to(x.device, _precise(x))
     _check(grid)
     solver, kept = FIXED[method], [x]
     for t, after in pairwise(grid):
         x = solver.step(velocity, x, t, after - t)
-        kept = [*kept, x] if trajectory else kept
+        if trajectory:
+            kept.append(x)
     nfe = solver.evaluations * (len(grid) - 1)
     return Solution(x, nfe, grid, torch.stack(kept) if trajectory else None)
 
@@ -120,7 +124,7 @@ def _adaptive(
 ) -> Solution:
     """Dormand-Prince 5(4), one step length for the whole batch; the last stage of a step is the first of the next."""
     _check(torch.tensor([start, end]))
-    t, goal = torch.tensor(start, dtype=x.dtype, device=x.device), torch.tensor(end, dtype=x.dtype, device=x.device)
+    t, goal = torch.tensor([start, end], dtype=_precise(x), device=x.device)
     first, nfe = _at(velocity, x, t), 1
     dt = 0.01 * (goal - t)
     kept, grid = [x], [t]
@@ -133,12 +137,14 @@ def _adaptive(
         nfe += len(_NODES) - 1
         wrong = dt * sum(weight * k for weight, k in zip(_ERROR, stages, strict=True))
         scale = atol + rtol * torch.maximum(x.abs(), inner.abs())
-        size = float((wrong / scale).flatten(1).square().mean(dim=1).sqrt().max())
+        size = max((wrong / scale).flatten(1).square().mean(dim=1).sqrt().tolist(), default=0.0)
         if not size < float("inf"):
             raise FitError(f"dopri5: the velocity is not finite near t = {float(t):.3g}; look at the model there")
         if size <= 1:
             t, x, first = (goal if dt == goal - t else t + dt), inner, stages[-1]
-            kept, grid = ([*kept, x] if trajectory else kept), [*grid, t]
+            grid.append(t)
+            if trajectory:
+                kept.append(x)
             if t == goal:
                 return Solution(x, nfe, torch.stack(grid), torch.stack(kept) if trajectory else None)
         dt = dt * min(_GROW, max(_SHRINK, _SAFETY * size**-0.2 if size > 0 else _GROW))
@@ -151,9 +157,21 @@ def _at(velocity: Velocity, x: Tensor, t: Tensor) -> Tensor:
 
 
 def _grid(x: Tensor, steps: int, start: float, end: float) -> Tensor:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise InputError(f"steps: got {steps!r}; allowed is a whole number from 1 on")
-    return torch.linspace(start, end, steps + 1, dtype=x.dtype, device=x.device)
+    return torch.linspace(start, end, int(steps) + 1, dtype=_precise(x), device=x.device)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """Of times: in half precision some steps would be half as long as others."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check_adaptive(times: Tensor | None, rtol: float, atol: float) -> None:
+    if times is not None:
+        raise InputError("times: got times with dopri5, which finds its own; allowed are start and end, or heun")
+    if not (0 <= rtol < math.inf and 0 < atol < math.inf):
+        raise InputError(f"rtol, atol: got {rtol}, {atol}; allowed are finite numbers, rtol from 0 on, atol above 0")
 
 
 def _check(times: Tensor) -> None:

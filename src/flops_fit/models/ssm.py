@@ -7,7 +7,7 @@ mamba-ssm's kernels take their place where that package is installed and asked f
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,10 @@ def mixer(kind: Mixer, hidden: int) -> nn.Module:
 
     Raises:
         MissingExtra: "mamba" without mamba-ssm, which needs CUDA.
+        ValueError: another mixer.
     """
+    if kind not in get_args(Mixer):
+        raise ValueError(f"mixer={kind!r} must be one of {', '.join(get_args(Mixer))}")
     if kind == "plain":
         return PlainMamba(hidden)
     try:

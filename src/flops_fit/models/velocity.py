@@ -38,6 +38,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
+COUNTS = ("hidden", "dim", "layers", "heads", "tokens")  # arguments that are whole numbers
+
+
 def create_model(name: str, size: str = "base", **arguments: Any) -> nn.Module:
     """A fresh velocity network: `forward(x (B, D), t (B,)) -> (B, D)`, `num_params()`.
 
@@ -58,7 +61,11 @@ def create_model(name: str, size: str = "base", **arguments: Any) -> nn.Module:
     for argument in arguments:
         if argument not in allowed:
             raise InputError.unknown(f"argument of {name}", argument, allowed)
+    chosen = {**sizes[size], **arguments}
+    for argument, value in chosen.items():
+        if argument in COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{argument} of {name}: got {value!r}; allowed is a whole number from 1 on")
     try:
-        return model(**{**sizes[size], **arguments})
+        return model(**chosen)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error

@@ -21,14 +21,17 @@ from flops_fit.data.sentences import read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.data.vectors import Vectors
 from flops_fit.errors import FlopsFitError, InputError, MissingExtra
+from flops_fit.evaluate.flow import straightness
 from flops_fit.evaluate.metric import Metric, mean_of, share_of, table
 from flops_fit.evaluate.sets import compared, memorised
 from flops_fit.evaluate.text import WordModel, distinct, known_words, self_bleu, words
+from flops_fit.flow.solvers import Solution
 from flops_fit.models import weights
 from flops_fit.recipes import codec as codec_recipe
 from flops_fit.recipes.sentences import KIND, SentenceFlow
 
 FEWEST = 20  # rows of a set whose distance to another says anything
+BENT = 200  # paths that are followed to see how straight they are
 MOST = 2000  # rows of a set: a distance matrix each
 
 
@@ -116,7 +119,9 @@ def _flow(
     losses = flow.losses(held_out.values)
     found, absent = losses.metrics(), dict[str, str]()
     if samples:
-        x = flow.sample(samples, seed, method, steps).x
+        sampled = flow.sample(samples, seed, method, steps)
+        x = sampled.x
+        found += how_reached(flow, sampled, seed)
         measured, absent = of_samples(x, train.values if same else None, held_out.values)
         found += measured
         try:
@@ -131,6 +136,12 @@ def _flow(
     )  # fmt: skip
 
 
+def how_reached(flow: SentenceFlow, sampled: Solution, seed: int) -> list[Metric]:
+    """Evaluations of the network that samples took, and how far from straight their paths are (V5)."""
+    nfe = Metric(name="nfe", value=sampled.nfe, lo=sampled.nfe, hi=sampled.nfe, n=len(sampled.x))
+    return [nfe, straightness(flow.velocity, flow.noise(min(len(sampled.x), BENT), seed))]
+
+
 def of_samples(x: Tensor, train: Tensor | None, held_out: Tensor) -> tuple[list[Metric], dict[str, str]]:
     """(metrics, what is absent): distances of samples (n, D) to held-out rows, beside those of training rows to other
     training rows, and whether samples repeat training rows.
@@ -140,13 +151,16 @@ def of_samples(x: Tensor, train: Tensor | None, held_out: Tensor) -> tuple[list[
     Args:
         train: None where the training rows are not known.
     """
+    n = min(len(x), len(held_out), MOST if train is None else len(train) // 2, MOST)
+    said = f"{len(x)} samples, {len(held_out)} held out"
     if train is None:
-        n = min(len(x), len(held_out), MOST)
         unknown = "these are not the vectors that it was trained on"
-        return compared("held_out", x[:n], held_out[:n]), {"floor": unknown, "memorised": unknown}
-    n = min(len(x), len(held_out), len(train) // 2, MOST)
+        absent = {"floor": unknown, "memorised": unknown}
+        if n < FEWEST:
+            return [], absent | {"distances": f"{said}: at least {FEWEST} say much"}
+        return compared("held_out", x[:n], held_out[:n]), absent
     if n < FEWEST:
-        told = f"{len(x)} samples, {len(held_out)} held out, {len(train)} trained on: at least {FEWEST} say much"
+        told = f"{said}, {len(train)} trained on: at least {FEWEST} say much"
         return memorised(x, train, held_out), {"distances": told}
     some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     distances = compared("held_out", x[:n], held_out[:n]) + compared("floor", some[:n], some[n : 2 * n])

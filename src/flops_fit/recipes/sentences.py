@@ -23,8 +23,8 @@ from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.baselines import Gaussian, full_covariance, zero
 from flops_fit.flow.couplings import coupling_named
 from flops_fit.flow.kernel import KernelVelocity, Memory, folded
-from flops_fit.flow.loss import Flow, flow_loss, squared_error
-from flops_fit.flow.paths import path_named
+from flops_fit.flow.loss import Flow, check_finite, flow_loss, squared_error
+from flops_fit.flow.paths import Prediction, path_named
 from flops_fit.flow.precondition import GaussianPreconditioned, Turned, rotated
 from flops_fit.flow.solvers import Solution, Velocity, solve
 from flops_fit.flow.times import times_named
@@ -41,6 +41,9 @@ FLOWS = {  # name: (path, coupling)
     "reflow": ("linear", "independent"),
 }  # fmt: skip
 OPTIONS = TrainOptions(warmup=0.05, decay=0.5, weight_decay=0.1, looks=20, ema=0.1)
+PREDICTS: Prediction = "velocity"  # what these networks say; in the config, for whoever reads the weights
+NEEDED = ("dim", "arch", "size", "arguments", "path", "preconditioned", "data", "data_hash", "codec", "vectors")
+PAIR_SEEDS = 1_000_000  # from there on: noise that no sample is made of
 PAIRS = 2  # reflow: pairs that the teacher makes for each training vector
 PAIR_STEPS = 20  # of Heun's method, for each
 
@@ -104,28 +107,33 @@ class SentenceFlow(nn.Module):
     def gaussian(self) -> Gaussian:
         """Of the training data, in the coordinates that the network works in."""
         mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
-        return Gaussian(mean, variances, torch.eye(len(mean)), 0.0)
+        return Gaussian(mean, variances, torch.eye(len(mean)).to(mean), 0.0)
 
     @property
     def velocity(self) -> Velocity:
         """(x (B, D) normalised, t (B,)) -> (B, D)."""
-        if self.config["arch"] == KERNEL:
-            return cast(Velocity, self.network)
-        known = {"mean": self.mean, "variances": self.variances} if self.config["preconditioned"] else {}
-        axes = cast(Tensor, self.normaliser.axes)
-        return cast(Velocity, over_gaussian(self.network, axes, self.path.name, **cast(Any, known)))
+        network = self.network
+        if self.config["arch"] != KERNEL:
+            known = {"mean": self.mean, "variances": self.variances} if self.config["preconditioned"] else {}
+            network = over_gaussian(network, cast(Tensor, self.normaliser.axes), self.path.name, **cast(Any, known))
+        return Flow(self.path, predicts=self.config.get("predicts", PREDICTS)).velocity(network)
 
     @torch.no_grad()
     def sample(
         self, n: int, seed: int = 0, method: str = "heun", steps: int = 20, velocity: Velocity | None = None
     ) -> Solution:
         """n vectors as they were before normalisation; the same noise for the same seed, whatever the solver."""
-        noise = torch.randn(n, self.config["dim"], generator=torch.Generator().manual_seed(seed))
-        found = solve(velocity or self.velocity, noise, method, steps)
+        found = solve(velocity or self.velocity, self.noise(n, seed), method, steps)
         return Solution(self.normaliser.back(found.x), found.nfe, found.times, None)
+
+    def noise(self, n: int, seed: int = 0) -> Tensor:
+        """(n, D) that `sample` begins with."""
+        drawn = torch.randn(n, self.config["dim"], generator=torch.Generator().manual_seed(seed))
+        return drawn.to(cast(Tensor, self.mean))
 
     def losses(self, raw: Tensor) -> Losses:
         """On held-out vectors (n, D), beside the predictors that need no training."""
+        check_finite("data", raw)
         data = self.normaliser(raw)
         known: dict[str, Velocity] = {
             "zero": zero, "isotropic": self.gaussian.isotropic().velocity(self.path),
@@ -139,10 +147,12 @@ class SentenceFlow(nn.Module):
         tensors, config = weights.read(folder)
         if config.get("kind") != KIND:
             raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
+        if missing := [name for name in NEEDED if name not in config]:
+            raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
         try:
             made = cls(config)
-        except KeyError as error:
-            raise InputError(f"{folder}: its config lacks {error}; train it again") from error
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{folder}: its config makes no network ({error}); train it again") from error
         weights.fill(made, tensors, str(folder))
         return made.eval()
 
@@ -204,8 +214,10 @@ def training(
     )
     config = {
         "kind": KIND, "dim": dim, "arch": arch, "size": size, "arguments": given, "flow": flow, "path": path,
-        "preconditioned": preconditioned, "statistics": statistics, "times": times, "augmentation": augmentation,
-        "gaussian": gaussian.note, "data": vectors.described, "data_hash": vectors.fingerprint, "codec": vectors.codec,
+        "predicts": PREDICTS, "preconditioned": preconditioned, "times": times, "augmentation": augmentation,
+        "statistics": statistics if teacher is None else teacher.config["statistics"],
+        "gaussian": gaussian.note if teacher is None else teacher.config["gaussian"],
+        "data": vectors.described, "data_hash": vectors.fingerprint, "codec": vectors.codec,
         "held_out_hash": held_out.fingerprint, "vectors": len(vectors),
     }  # fmt: skip
     objective = Matching(path, coupling, times, augmentation) if teacher is None else Straightening(path)
@@ -213,8 +225,8 @@ def training(
     judge: tuple[Tensor, ...] = (normaliser(held_out.values),)
     if teacher is not None:
         data, judge = (
-            pairs(teacher, PAIRS * len(vectors), seed=2 * seed + 1),
-            pairs(teacher, len(held_out), seed=2 * seed + 2),
+            pairs(teacher, PAIRS * len(vectors), seed=PAIR_SEEDS + 2 * seed),
+            pairs(teacher, len(held_out), seed=PAIR_SEEDS + 2 * seed + 1),
         )
 
     if arch == KERNEL:

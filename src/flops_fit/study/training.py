@@ -159,6 +159,8 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
     for name, value in {"epochs": training.epochs, "lr": training.lr}.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}: got {value}; allowed are finite numbers above 0")
+    if training.batch_size < 1:
+        raise InputError(f"batch_size: got {training.batch_size}; allowed are whole numbers from 1 on")
     source = prepare(training.dataset, training.held_out)
     objective = Objective(objective=training.objective)
     batch = next(source.batches(PROBE_SAMPLES, seed=0))
