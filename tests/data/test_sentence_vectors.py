@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from data.test_codecs import SIZES, embedded
 from flops_fit.data import parquet
 from flops_fit.data import sentence_vectors as module
 from flops_fit.data.codecs import VOCABULARY, codec_named
-from flops_fit.data.sentence_vectors import sentence_vectors
-from flops_fit.data.sentences import made_up_sentences
+from flops_fit.data.sentence_vectors import encoded, sentence_vectors
+from flops_fit.data.sentences import made_up_sentences, read_sentences
 from flops_fit.data.vectors import read_vectors, write_vectors
 from flops_fit.errors import InputError
 from flops_fit.models import weights
@@ -104,3 +105,24 @@ def test_too_few_sentences(tmp_path: Path, codec: str) -> None:
         sentence_vectors(str(tmp_path / "two.txt"), codec)
     with pytest.raises(InputError, match="cannot be written"):
         write_vectors(tmp_path / "no" / "x.parquet", torch.zeros(2, 3), ["a", "b"])
+
+
+def test_text_is_known_again_by_its_words_not_by_the_last_digits_of_its_vectors(tmp_path: Path, codec: str) -> None:
+    """Another machine adds in another order; what was trained on stays the same."""
+    found = encoded(codec_named(codec), TEXTS[:5], "some")
+    rounded = replace(found, values=found.values + 1e-7)
+    assert rounded.fingerprint == found.fingerprint != encoded(codec_named(codec), TEXTS[1:6], "some").fingerprint
+    assert replace(found, codec="another").fingerprint != found.fingerprint
+    assert replace(rounded, of_texts=False).fingerprint != replace(found, of_texts=False).fingerprint
+
+
+def test_marks_at_the_head_of_a_file_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfHello there.\n")
+    assert read_sentences(tmp_path / "bom.txt") == ["Hello there."]
+
+
+def test_a_column_of_texts_holds_text(tmp_path: Path) -> None:
+    rows = {"embedding": list(torch.randn(4, 3).numpy()), "text": [1, 2, 3, 4]}
+    parquet.write(tmp_path / "v.parquet", rows)
+    with pytest.raises(InputError, match="column text of v.parquet holds 1; allowed is text"):
+        read_vectors(tmp_path / "v.parquet")

@@ -56,7 +56,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
     weights.save(tmp_path, model().state_dict(), {})
     whole = (tmp_path / weights.WEIGHTS).read_bytes()
     (tmp_path / weights.WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"damaged"):
         weights.read(tmp_path)
     (tmp_path / weights.WEIGHTS).unlink()
     with pytest.raises(InputError, match=f"no {weights.WEIGHTS} in it"):
@@ -69,3 +69,14 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
         weights.save(tmp_path, model().state_dict(), {"step": object()})
     assert weights.read(tmp_path)[1] == {"step": 1}
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_what_no_model_can_use_is_told(tmp_path: Path) -> None:
+    weights.save(tmp_path, model().state_dict(), {})
+    (tmp_path / weights.CONFIG).write_text("[]")
+    with pytest.raises(InputError, match=r"damaged \(config.json holds list, not an object\)"):
+        weights.read(tmp_path)
+    broken = {name: value / 0 if name == "0.bias" else value for name, value in model().state_dict().items()}
+    weights.save(tmp_path, broken, {})
+    with pytest.raises(InputError, match=r"0.bias holds NaN or infinity; train it again"):
+        weights.read(tmp_path)

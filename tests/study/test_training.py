@@ -17,6 +17,7 @@ from flops_fit.errors import FitError, InputError, StudyMismatch
 from flops_fit.evaluate.metric import Metric
 from flops_fit.models import weights
 from flops_fit.runs.executors import InlineExecutor, ProcessExecutor
+from flops_fit.runs.status import status
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import METRICS, TRAINING, Training, train, train_several
 from flops_fit.train.options import TrainOptions
@@ -98,6 +99,31 @@ def test_a_run_that_learned_nothing_leaves_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(FitError, match="a net: .*nothing was kept but its journal"):
         train(training(lr=1e6, options=TrainOptions(device="cpu")), tmp_path, watch=Quiet())
     assert not (tmp_path / weights.WEIGHTS).exists()
+
+
+@pytest.mark.parametrize("name", [weights.WEIGHTS, weights.CONFIG, METRICS, TRAINING])
+def test_a_bundle_that_lost_a_file_is_made_again_without_training(name: str, tmp_path: Path) -> None:
+    first = train(training(), tmp_path, watch=Quiet())
+    whole = (tmp_path / weights.WEIGHTS).read_bytes()
+    (tmp_path / name).unlink()
+    again = train(training(), tmp_path, watch=Quiet())
+    assert again.metrics == first.metrics and [one.name for one in again.metrics] == [one.name for one in first.metrics]
+    assert (tmp_path / weights.WEIGHTS).read_bytes() == whole
+    assert (tmp_path / "journal.jsonl").read_text().count('"kind":"run"') == 1
+
+
+def test_a_fresh_start_that_fails_leaves_the_bundle_of_before(tmp_path: Path) -> None:
+    train(training(), tmp_path, watch=Quiet())
+    whole = (tmp_path / weights.WEIGHTS).read_bytes()
+    with pytest.raises(FitError, match="its journal; the bundle in the folder is of a run before it: lower lr"):
+        train(training(lr=1e6, options=TrainOptions(device="cpu")), tmp_path, resume=False, watch=Quiet())
+    assert (tmp_path / weights.WEIGHTS).read_bytes() == whole and (tmp_path / TRAINING).exists()
+
+
+def test_a_finished_training_is_finished(tmp_path: Path) -> None:
+    found = train(training(), tmp_path, watch=Quiet())
+    told = status(tmp_path)
+    assert told.state == "finished" and f"loss {found.result.loss:.4f}" in (told.verdict or "")
 
 
 def test_several_are_each_what_they_are_alone(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ CodecName = Annotated[
     str | None, typer.Option(help="codec (comes with flops-fit), sonar, or the folder that `train codec` wrote")
 ]
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
+MOST_SEED = 2**62  # what all generators take, twice over
 Steps = Annotated[int, typer.Option(min=1, help="of the solver")]
 Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5")]
 
@@ -50,7 +51,7 @@ def sentences(
     gaussian: Annotated[bool, typer.Option(help="learn only what the data's Gaussian does not know")] = True,
     patience: Annotated[int, typer.Option(min=0, help="looks without progress before it ends early; 0: never")] = 0,
     teacher: Annotated[str | None, typer.Option(help="bundle that reflow straightens")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of weights, order, noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, noise")] = 0,
     group: Annotated[str, typer.Option(help="folder under outputs/, for runs that belong together")] = "sentences",
     output: Output = None,
     resume: Resume = True,
@@ -81,7 +82,7 @@ def codec(
     epochs: Annotated[float, typer.Option(help="passes over the sentences")] = 2.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
-    seed: Annotated[int, typer.Option(min=0, help="of weights, order, noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, noise")] = 0,
     output: Output = None,
     resume: Resume = True,
     as_json: AsJson = False,
@@ -97,7 +98,7 @@ def codec(
 def sample(
     bundle: Bundle,
     n: Annotated[int, typer.Option(min=1, help="samples")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="of the noise; the same samples for the same seed")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of the noise: equal seeds, equal samples")] = 0,
     method: Method = "heun",
     steps: Steps = 20,
     codec: CodecName = None,
@@ -133,7 +134,7 @@ def evaluate(
     bundle: Bundle,
     data: Data = None,
     samples: Annotated[int, typer.Option(min=0, help="to generate, for what is said of samples; 0: none")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="of their noise")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of their noise")] = 0,
     method: Method = "heun",
     steps: Steps = 20,
     codec: CodecName = None,

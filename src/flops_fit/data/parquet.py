@@ -88,6 +88,8 @@ def _opened(path: Path) -> Any:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingExtra.of("pyarrow", "data", "to read parquet files") from error
+    if not path.is_file():
+        raise InputError(f"data: got {path}; no such file")
     try:
         return ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -21,6 +21,7 @@ from flops_fit.data.vectors import Vectors, read_vectors
 from flops_fit.errors import InputError
 
 HELD_OUT = 1000  # of texts that are encoded for it, at most
+MADE_UP_ORIGIN = "made-up sentences"
 MADE_UP = 40_000  # sentences; a twentieth of them is held out
 WORDS = 20  # of a sentence at most: what the codec was trained on
 FEWEST = 2  # rows of either part: one has no deviation, and no interval
@@ -52,16 +53,13 @@ def sentence_vectors(data: str | None, codec: str | None = None, most: int | Non
     if min(len(known), len(unseen)) < FEWEST:
         told = f"data: {len(known)} sentences to train on and {len(unseen)} held out are left"
         raise InputError(f"{told}; give more: one in twenty is held out, and at least {FEWEST} are needed of each")
-    coder, origin = codec_named(codec or DEFAULT_CODEC), "made-up sentences" if data is None else Path(data).name
+    coder, origin = codec_named(codec or DEFAULT_CODEC), MADE_UP_ORIGIN if data is None else Path(data).name
     return encoded(coder, known, origin), encoded(coder, unseen, origin)
 
 
 def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:
     """The vectors of texts."""
-    return Vectors(
-        codec.encode(texts), tuple(texts), {},
-        f"{origin}: {len(texts):,} sentences as vectors of {codec.dim}", codec.reference,
-    )  # fmt: skip
+    return Vectors(codec.encode(texts), tuple(texts), {}, origin, codec.reference, of_texts=True)
 
 
 def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:

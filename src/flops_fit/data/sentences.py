@@ -70,7 +70,7 @@ def read_sentences(path: str | Path, most_words: int | None = None) -> list[str]
     """
     path = Path(path)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         told = f"data: {path} cannot be read as text ({error})"
         raise InputError(f"{told}; give a file with one sentence a line") from error

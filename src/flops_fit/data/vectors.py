@@ -31,15 +31,22 @@ class Vectors:
     values: Tensor
     texts: tuple[str, ...]
     columns: dict[str, tuple[Any, ...]]
-    described: str
+    origin: str  # a file, or whatever they come from
     codec: str = ""  # that made them, as `codec_named` takes it; "" where nobody said
+    of_texts: bool = False  # the codec made them here, from these texts
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
+    def described(self) -> str:
+        return f"{self.origin}: {len(self):,} vectors of {self.values.shape[1]}"
+
+    @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.values.numpy().tobytes()).hexdigest()[:16]
+        """Of texts and codec, where it made them here: on another machine the last digits of vectors are others."""
+        content = "\n".join((self.codec, *self.texts)).encode() if self.of_texts else self.values.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def at(self, rows: Tensor) -> Vectors:
         """Those rows, by number."""
@@ -53,7 +60,7 @@ class Vectors:
         found = [i for i, one in enumerate(self.columns.get(column, ())) if one == value]
         if not found:
             there = sorted({str(one) for one in self.columns.get(column, ())})
-            raise InputError(f"{column}: got {value!r}, no row of {self.described} has it; there are {there or 'none'}")
+            raise InputError(f"{column}: got {value!r}, no row of {self.origin} has it; there are {there or 'none'}")
         return self.at(torch.tensor(found))
 
 
@@ -82,7 +89,9 @@ def read_vectors(path: str | Path, dim: int | None = None) -> Vectors:
         )
     columns = {name: tuple(parquet.column(path, name)) for name in names if name not in ("embedding", "text")}
     texts = tuple(text or "" for text in parquet.column(path, "text")) if "text" in names else ("",) * len(values)
-    return Vectors(values, texts, columns, f"{path.name}: {len(values):,} vectors of {values.shape[1]}")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise InputError(f"data: column text of {path.name} holds {wrong[0]!r}; allowed is text")
+    return Vectors(values, texts, columns, path.name)
 
 
 def write_vectors(path: str | Path, values: Tensor, texts: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
 
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
-    _replace(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    _replace(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,6 +59,8 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG} holds {type(config).__name__}, not an object")
         tensors = _safetensors().load((folder / WEIGHTS).read_bytes())
     except MissingExtra:
         raise
@@ -68,6 +70,9 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     except Exception as error:  # safetensors has its own error, json another
         raise InputError(f"{folder}: damaged ({error}); train or fetch it again") from error
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise InputError(f"{folder}: {min(broken)} holds NaN or infinity; train it again")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, config
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flops_fit.data.codecs import Codec, Embedded, reader
-from flops_fit.data.sentence_vectors import sentence_vectors
+from flops_fit.data.sentence_vectors import MADE_UP_ORIGIN, sentence_vectors
 from flops_fit.data.sentences import read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.data.vectors import Vectors
@@ -96,12 +96,14 @@ def _codec(bundle: str, codec: Embedded, data: str | None, config: Mapping[str, 
     if data is None:
         raise InputError("--data: a codec is judged by sentences; give a text file with one a line")
     sentences = list(dict.fromkeys(read_sentences(data, codec_recipe.MOST_WORDS)))
-    if codec_recipe.fingerprint(sentences) == config.get("data_hash"):
+    known = codec_recipe.fingerprint(sentences) == config.get("data_hash")
+    if known:
         sentences = [sentence for sentence in sentences if is_held_out(sentence)]
     judged = sentences[: codec_recipe.JUDGED]
     if len(judged) < 2:
         raise InputError(f"--data: {len(judged)} sentences of {Path(data).name} are held out; give at least 2")
-    held = Vectors(codec.encode(judged), tuple(judged), {}, f"{Path(data).name}: {len(judged):,} sentences")
+    which = "held-out sentences" if known else "sentences, held out only if it was not trained on them"
+    held = Vectors(codec.encode(judged), tuple(judged), {}, f"{Path(data).name}, {which}")
     return Evaluation(bundle, held.described, held.fingerprint, tuple(codec_recipe.scores(codec, judged)))
 
 
@@ -110,12 +112,10 @@ def _flow(
     codec: str | None,
 ) -> Evaluation:  # fmt: skip
     recorded = flow.config["codec"]
-    if data is None and not recorded:
-        raise InputError(f"--data: {bundle} was trained on vectors of {flow.config['data']}; give such a file")
+    if data is None and not flow.config["data"].startswith(MADE_UP_ORIGIN):
+        raise InputError(f"--data: {bundle} was trained on {flow.config['data']}; give such a file")
     train, held_out = sentence_vectors(data, codec or recorded or None, flow.config["vectors"])
     same = train.fingerprint == flow.config["data_hash"]
-    if data is None and not same:
-        raise InputError(f"--data: {bundle} was not trained on made-up sentences; give {flow.config['data']}")
     losses = flow.losses(held_out.values)
     found, absent = losses.metrics(), dict[str, str]()
     if samples:

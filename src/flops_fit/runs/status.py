@@ -64,7 +64,7 @@ class Status(Record):
     best: tuple[Best, ...]             # by budget
     failures: tuple[Failure, ...]      # the last ones
     messages: tuple[str, ...]          # what the sweep has said, and what is wrong with the files
-    verdict: str | None                # of result.json; of an earlier sweep unless the state is "finished"
+    verdict: str | None                # of result.json or a training; of an earlier one unless "finished"
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
@@ -81,6 +81,7 @@ def status(folder: str | os.PathLike[str]) -> Status:
     told, trouble = _progress(folder)
     results = list(Journal.read(folder).results.values())
     verdict, more = _verdict(folder)
+    verdict = verdict or _trained(results, told)
     state = _state(driver, told, verdict)
     ours = driver is not None and driver == f"pid {told.get('pid')} on host {told.get('host')}"
     tells = ours or driver is None  # else they are the last words of a driver before this one
@@ -163,6 +164,16 @@ def _verdict(folder: Path) -> tuple[str | None, tuple[str, ...]]:
         return Result.from_json(text).verdict(), ()
     except FlopsFitError as error:
         return None, (f"{folder / RESULT}: {error}",)
+
+
+def _trained(results: Sequence[RunResult], told: Mapping[str, Any]) -> str | None:
+    """What `flops-fit train` came to, which ends without a law: how many runs, the loss of the last."""
+    runs = told.get("runs", {})
+    if not results or any(result.spec.role != "train" for result in results) or runs.get("done") != runs.get("total"):
+        return None
+    last = results[-1]
+    loss = "no loss" if last.loss is None else f"loss {last.loss:.4f}"
+    return f"trained: {len(results)} of {len(results)} runs, the last with {last.spec.params:,} parameters and {loss}"
 
 
 def _best(results: Iterable[RunResult]) -> tuple[Best, ...]:

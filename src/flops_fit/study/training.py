@@ -84,7 +84,7 @@ def train(
     Raises:
         InputError: something about model, data or settings cannot be used; nothing was trained.
         StudyMismatch: the folder holds another training.
-        FitError: the run diverged or learned nothing; no bundle is written.
+        FitError: the run diverged or learned nothing; no bundle is written, and one of a run before is left as it was.
     """
     folder, watch = Path(output_dir), watch or default_watch()
     trainer, spec, identity = _prepared(training, folder)
@@ -92,15 +92,19 @@ def train(
     with Journal.open(folder, identity | {"run": own}, fresh=not resume) as journal:
         if not resume:
             Checkpoints(folder / CHECKPOINTS).clear()
-            _forget(folder)
         with Beacon(folder, watch, page=False) as beacon:
             [result] = work_off(journal, [spec], InlineExecutor(), trainer, beacon)
             beacon.phase("fitting")
             metrics = _bundle(training, trainer, result, folder)
             if not result.ok:
-                told = f"{training.name}: {result.reason}; nothing was kept but its journal"
-                raise FitError(f"{told}: lower lr, or look at the data")
+                raise FitError(f"{training.name}: {result.reason}; {_after_failure(folder, result)}")
     return Trained(folder, result, metrics)
+
+
+def _after_failure(folder: Path, result: RunResult) -> str:
+    kept = "; the bundle in the folder is of a run before it" if (folder / TRAINING).exists() else ""
+    cause = "lower lr, or look at the data" if result.status == "diverged" else "mend that"
+    return f"nothing was kept but its journal{kept}: {cause}, and train anew with resume=False (--no-resume)"
 
 
 @dataclass(frozen=True)
@@ -138,17 +142,20 @@ def train_several(
         results = work_off(journal, list(specs.values()), executor, task, beacon)
         beacon.phase("fitting")
         for name, result in zip(specs, results, strict=True):
+            if not result.ok:
+                _forget(folder / name)
             metrics = _bundle(trainings[name], made[name][0], result, folder / name)
             found[name] = Trained(folder / name, result, metrics)
     return found
 
 
 def _kept(folder: Path, result: RunResult) -> tuple[Metric, ...] | None:
-    """The metrics of a bundle that this very run left behind, None where there is none."""
+    """The metrics of a whole bundle that this very run left behind, None where there is none."""
     try:
         of = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
         rows = json.loads((folder / METRICS).read_text(encoding="utf-8"))["metrics"]
-    except (OSError, ValueError, KeyError):
+        weights.read(folder)
+    except (OSError, ValueError, KeyError, InputError):
         return None
     if of.get("key") != result.spec.key:
         return None
@@ -194,9 +201,9 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     kept = _kept(folder, result)
     if kept is not None:
         return kept
-    _forget(folder)
     if not result.ok:
         return ()
+    _forget(folder)
     model = trainer.builder.build(training.size)
     assert trainer.placement.weights is not None
     best = trainer.placement.weights / BEST
