@@ -27,7 +27,7 @@ CodecName = Annotated[
 ]
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
 MOST_SEED = 2**62  # what all generators take, twice over
-Steps = Annotated[int, typer.Option(min=1, help="of the solver")]
+Steps = Annotated[int, typer.Option(min=1, help="of the solver; dopri5 finds its own")]
 Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5")]
 
 
@@ -160,7 +160,7 @@ def _train(made: Training, output: Path, resume: bool, as_json: bool) -> None:
         result = found.result.to_dict()
         printed({"bundle": str(output), "metrics": table(found.metrics), "result": result})
     else:
-        lines = [str(metric) for metric in found.metrics]
+        lines = [f"trained on {made.config.get('data', f'{len(made.dataset):,} samples')}", *map(str, found.metrics)]
         printed("\n".join([*lines, f"bundle: {output}", "TRAINING COMPLETE"]))
 
 

@@ -153,9 +153,18 @@ def reader(recorded: str, given: str | None) -> Codec:
     """
     if not recorded and not given:
         raise InputError("--codec: nobody said which codec made the vectors; give it")
-    found = codec_named(given or recorded)
-    if given and recorded and found.reference.rpartition("@")[2] != recorded.rpartition("@")[2]:
-        raise InputError(f"--codec: got {given} ({found.reference}), but {recorded} made the vectors; leave it out")
+    if not given:
+        try:
+            return codec_named(recorded)
+        except InputError as error:
+            told = f"--codec: {recorded}, which made the vectors, is not here ({error})"
+            raise InputError(f"{told}; give --codec and the folder where it is") from error
+    other = f"but {recorded} made the vectors; leave it out"
+    if recorded and (given == Sonar.reference) != (recorded == Sonar.reference):  # told before anything is loaded
+        raise InputError(f"--codec: got {given}, {other}")
+    found = codec_named(given)
+    if recorded and found.reference.rpartition("@")[2] != recorded.rpartition("@")[2]:
+        raise InputError(f"--codec: got {given} ({found.reference}), {other}")
     return found
 
 

@@ -95,7 +95,13 @@ def read_vectors(path: str | Path, dim: int | None = None) -> Vectors:
 
 
 def write_vectors(path: str | Path, values: Tensor, texts: Sequence[str]) -> None:
-    """A parquet file that `read_vectors` reads again, values as float32."""
+    """A parquet file that `read_vectors` reads again, values as float32.
+
+    Raises:
+        InputError: a name of another kind of file, or one that cannot be written.
+    """
+    if Path(path).suffix != ".parquet":
+        raise InputError(f"--out: got {path}; allowed is FILE.parquet")
     parquet.write(Path(path), {"embedding": list(values.float().numpy()), "text": list(texts)})
 
 
@@ -154,7 +160,8 @@ class Normaliser(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-1] != len(self.centre):
-            raise InputError(f"data: got vectors of {x.shape[-1]} numbers; the statistics are of {len(self.centre)}")
+            told = f"data: got vectors of {x.shape[-1]} numbers; the statistics are of {len(self.centre)}"
+            raise InputError(f"{told}: give vectors of the kind that the model was trained on")
         if not bool(torch.isfinite(self.scale).all()):
             raise InputError("normaliser: it has no statistics; fit it on training data, or load it with its model")
 

@@ -25,7 +25,7 @@ from flops_fit.evaluate.flow import straightness
 from flops_fit.evaluate.metric import Metric, mean_of, share_of, table
 from flops_fit.evaluate.sets import compared, memorised
 from flops_fit.evaluate.text import WordModel, distinct, known_words, self_bleu, words
-from flops_fit.flow.solvers import Solution
+from flops_fit.flow.solvers import FIXED, Solution
 from flops_fit.models import weights
 from flops_fit.recipes import codec as codec_recipe
 from flops_fit.recipes.sentences import KIND, SentenceFlow
@@ -80,6 +80,8 @@ def evaluate(
     """
     folder = weights.located(bundle)
     _, config = weights.read(folder)
+    if method not in (*FIXED, "dopri5"):
+        raise InputError.unknown("method", method, [*FIXED, "dopri5"])
     if 0 < samples < FEWEST:
         raise InputError(f"--samples: got {samples}; allowed are 0 (none) or at least {FEWEST}")
     if config.get("kind") == codec_recipe.KIND and (samples or codec):

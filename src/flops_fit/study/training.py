@@ -176,7 +176,8 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
     measured = measurer(training.size)
     if source.samples is None:
         raise InputError("data: a stream of unknown length has no epochs; give a data set with a length")
-    steps = max(1, math.ceil(training.epochs * source.samples / training.batch_size))
+    batch_size = min(training.batch_size, source.samples)  # a larger one would see samples twice in a step
+    steps = max(1, math.ceil(training.epochs * source.samples / batch_size))
     identity = {
         "model": code_hash(training.model_cls), "config": content_hash(dict(training.config)),
         "objective": code_hash(training.objective), "data": source.fingerprint, "held_out": source.held_out_from,
@@ -185,8 +186,8 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
     spec = RunSpec(
         study=content_hash(identity), size=training.size,
         params=measured.params, flops_per_token=measured.flops_per_token,
-        steps=steps, batch_size=training.batch_size, tokens=steps * training.batch_size * tokens, lr=training.lr,
-        seed=training.seed, budget=measured.flops_per_token * steps * training.batch_size * tokens, role="train",
+        steps=steps, batch_size=batch_size, tokens=steps * batch_size * tokens, lr=training.lr,
+        seed=training.seed, budget=measured.flops_per_token * steps * batch_size * tokens, role="train",
     )  # fmt: skip
     here = folder.resolve()
     placement = Placement(checkpoints=here / CHECKPOINTS, weights=here / KEPT / spec.key)
