@@ -81,10 +81,9 @@ def texts(rows: Rows) -> None:
     if not rows:
         return
     names = ("known_words", "distinct_2", "perplexity")
-    print(f"\ntexts\n\n| network | flow | vectors | {' | '.join(names)} |\n|---|---|---|---|---|---|")
-    for (arch, flow, vectors), same in grouped(rows, "arch", "flow", "vectors").items():
-        cells = [spread((row[name] for row in same), 3) for name in names]
-        print(f"| {arch} | {flow} | {int(vectors)} | {' | '.join(cells)} |")
+    print(f"\ntexts\n\n| configuration | {' | '.join(names)} |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['name']} | {' | '.join(f'{row[name]:.3f}' for name in names)} |")
 
 
 def ladder(title: str, rows: Rows, by: tuple[str, ...], rung: str, label: str) -> None:
