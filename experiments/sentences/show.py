@@ -129,7 +129,7 @@ def pictures(folder: Path) -> None:
                 label = arch if i == 0 else None
                 axes.plot([p["step"] for p in one], [p["loss"] for p in one], color=COLOURS[arch], label=label)
         axes.axhline(rows[0]["loss_gaussian"], color=FAINT, label="Gaussian")
-        axes.set_xlabel("steps", fontsize=SIZE)
+        axes.set_xlabel("vectors seen", fontsize=SIZE)
         axes.set_ylabel("held-out loss", fontsize=SIZE)
 
     def solvers(axes: Axes) -> None:
