@@ -32,8 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/flops-fit find gpt-python --output $(DEMO)
 
+# one thread a worker: several on a core wait for each other longer than they work
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
