@@ -44,8 +44,8 @@ class Gaussian:
         at = path.at(t, rows)
         off = rows - at.alpha * self.mean
         whole = self.basis.shape[1] == len(self.mean)  # then no other direction is left, whose gain may be infinite
-        elsewhere = 0.0 if whole else gain(at, x.new_tensor([self.rest]))  # (B, 1)
-        along = gain(at, self.variances) - elsewhere  # (B, K)
+        elsewhere = 0.0 if whole else _gain(at, x.new_tensor([self.rest]))  # (B, 1)
+        along = _gain(at, self.variances) - elsewhere  # (B, K)
         v = at.d_alpha * self.mean + elsewhere * off + (along * (off @ self.basis)) @ self.basis.T
         return v.view_as(x)
 
@@ -56,7 +56,7 @@ class Gaussian:
         return Gaussian(self.mean, self.variances[:0], self.basis[:, :0], level)
 
 
-def gain(at: Schedule, variance: Tensor) -> Tensor:
+def _gain(at: Schedule, variance: Tensor) -> Tensor:
     """(B, K): regression of the velocity on x_t along directions of these variances (F16)."""
     spread = at.alpha.square() * variance + at.sigma.square()
     return (at.d_alpha * at.alpha * variance + at.d_sigma * at.sigma) / spread.clamp(min=torch.finfo(spread.dtype).tiny)

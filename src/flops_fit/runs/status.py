@@ -173,7 +173,8 @@ def _trained(results: Sequence[RunResult], told: Mapping[str, Any]) -> str | Non
         return None
     last = results[-1]
     loss = "no loss" if last.loss is None else f"loss {last.loss:.4f}"
-    return f"trained: {len(results)} of {len(results)} runs, the last with {last.spec.params:,} parameters and {loss}"
+    good = sum(result.ok for result in results)
+    return f"trained: {good} of {len(results)} runs, the last with {last.spec.params:,} parameters and {loss}"
 
 
 def _best(results: Iterable[RunResult]) -> tuple[Best, ...]:
