@@ -98,7 +98,7 @@ class RunResult(Record):
     seconds: float = 0.0               # wall time of the run
     peak_memory_bytes: int = 0         # resident memory of the process in this run (CPU), or allocated (CUDA)
     curve: tuple[tuple[int, float], ...] = ()   # (tokens, training loss), thinned
-    looks: tuple[tuple[int, float], ...] = ()   # (tokens, held-out loss) on the way, when asked for
+    looks: tuple[tuple[int, float], ...] = ()   # (tokens, held-out loss) from untrained on, when asked for
     environment: dict[str, str] = field(default_factory=dict)  # device, precision, versions
     synthetic: bool = False            # True: computed by SyntheticTrainer, nothing was trained
 

@@ -89,7 +89,7 @@ def test_half_precision_and_files_of_the_recipe(tmp_path: Path) -> None:
 
 def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     train(training(), tmp_path, watch=Quiet())
-    with pytest.raises(StudyMismatch):
+    with pytest.raises(StudyMismatch, match=r"differs in config.kind: .*; resume=False .* trains anew"):
         train(training(config={"kind": "other"}), tmp_path, watch=Quiet())
     other = train(training(config={"kind": "other"}), tmp_path, resume=False, watch=Quiet())
     assert other.result.ok and weights.read(tmp_path)[1]["kind"] == "other"

@@ -138,7 +138,8 @@ def test_the_loss_is_that_of_the_averaged_weights(tmp_path: Path) -> None:
 
 def test_looks_lie_equally_far_apart_and_change_nothing() -> None:
     looked, plain = trainer(loss=noisy, looks=4)(spec()), trainer(loss=noisy)(spec())
-    assert [tokens for tokens, _ in looked.looks] == [80, 160, 240, 320]
+    assert [tokens for tokens, _ in looked.looks] == [0, 80, 160, 240, 320]
+    assert looked.looks[0][1] == trainer(loss=noisy, looks=2)(spec()).looks[0][1]  # untrained, on the same draws
     assert looked.looks[-1][1] == looked.loss == plain.loss  # though a look draws noise as well
     assert looked.curve == plain.curve and plain.looks == ()
 

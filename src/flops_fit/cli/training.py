@@ -64,7 +64,7 @@ def sentences(
     from flops_fit.models import weights
     from flops_fit.recipes.sentences import OPTIONS, SentenceFlow, training
 
-    guide = SentenceFlow.load(weights.located(teacher)) if teacher is not None else None
+    guide = SentenceFlow.load(weights.located(teacher, "teacher")) if teacher is not None else None
     vectors, held_out = sentence_vectors(data, codec, _count("--dataset", dataset))
     made = training(
         vectors, held_out, arch, size, flow, epochs, batch_size, lr, seed, times, augmentation, statistics, gaussian,

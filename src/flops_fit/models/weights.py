@@ -20,7 +20,7 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "bundles"  # those that come with flops-fit, by name
 
 
-def located(bundle: str | os.PathLike[str]) -> Path:
+def located(bundle: str | os.PathLike[str], argument: str = "BUNDLE") -> Path:
     """The folder of a bundle: one that comes with flops-fit, by its name, or any other (./NAME if it is called so too).
 
     Raises:
@@ -31,7 +31,7 @@ def located(bundle: str | os.PathLike[str]) -> Path:
         return SHIPPED / str(bundle)
     if Path(bundle).is_dir():
         return Path(bundle)
-    raise InputError.unknown("BUNDLE", str(bundle), [*shipped, "the folder that `flops-fit train` wrote"])
+    raise InputError.unknown(argument, str(bundle), [*shipped, "the folder that `flops-fit train` wrote"])
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, half: bool = False) -> None:

@@ -201,7 +201,7 @@ def training(
     chosen = {
         "times": times != "uniform", "augmentation": augmentation not in ("", "none"),
         "statistics": statistics != "standard", "gaussian": not preconditioned,
-        "arguments (--hidden)": bool(arguments),
+        "arguments": bool(arguments),
     }  # fmt: skip
     _check_unread(arch, flow, [name for name, other in chosen.items() if other])
     if held_out is None:
@@ -297,11 +297,11 @@ def _check_names(arch: str, size: str, flow: str, teacher: SentenceFlow | None) 
 def _check_unread(arch: str, flow: str, chosen: Sequence[str]) -> None:
     """What reflow takes from its teacher, and what remembered data have no use for."""
     unread = {"times", "augmentation", "statistics"} if flow == "reflow" else set()
-    unread |= {"augmentation", "gaussian", "arguments (--hidden)"} if arch == KERNEL else set()
+    unread |= {"augmentation", "gaussian", "arguments"} if arch == KERNEL else set()
     wrong = [name for name in chosen if name in unread]
     if wrong:
-        told = f"{wrong[0]}: {arch} with {flow} does not read it"
-        raise InputError(f"{told}; leave {' and '.join(wrong)} as they are")
+        names = ["arguments (--hidden)" if name == "arguments" else name for name in wrong]
+        raise InputError(f"{wrong[0]}: {arch} with {flow} does not read it; leave {' and '.join(names)} as they are")
 
 
 def fitted(values: Tensor, statistics: str = "standard") -> tuple[Normaliser, Gaussian]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit.data.batches import prepare
-from flops_fit.errors import FitError, InputError
+from flops_fit.errors import FitError, InputError, StudyMismatch
 from flops_fit.evaluate.metric import Metric, table
 from flops_fit.models import weights
 from flops_fit.records import RunResult, RunSpec, content_hash
@@ -89,7 +89,11 @@ def train(
     folder, watch = Path(output_dir), watch or default_watch()
     trainer, spec, identity = _prepared(training, folder)
     own = {"steps": spec.steps, "batch": spec.batch_size, "lr": spec.lr, "seed": spec.seed}  # one folder, one run
-    with Journal.open(folder, identity | {"run": own}, fresh=not resume) as journal:
+    try:
+        opened = Journal.open(folder, identity | {"run": own}, fresh=not resume)
+    except StudyMismatch as error:
+        raise StudyMismatch(f"{error}; resume=False (--no-resume) trains anew there") from None
+    with opened as journal:
         if not resume:
             Checkpoints(folder / CHECKPOINTS).clear()
         with Beacon(folder, watch, page=False) as beacon:
@@ -179,7 +183,7 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
     batch_size = min(training.batch_size, source.samples)  # a larger one would see samples twice in a step
     steps = max(1, math.ceil(training.epochs * source.samples / batch_size))
     identity = {
-        "model": code_hash(training.model_cls), "config": content_hash(dict(training.config)),
+        "model": code_hash(training.model_cls), "config": dict(training.config),
         "objective": code_hash(training.objective), "data": source.fingerprint, "held_out": source.held_out_from,
         "train_options": training.options.identity(),
     }  # fmt: skip

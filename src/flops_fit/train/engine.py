@@ -102,7 +102,7 @@ class Trainer:
             spent=run.executed * spec.flops / spec.steps,
             peak_memory_bytes=memory,
             curve=thinned(run.curve),
-            looks=tuple(run.keeper.seen),
+            looks=((0, run.untrained), *run.keeper.seen) if run.keeper.looks else (),
             environment=where | run.ranks.described(len(run.cuts)) | ({"ended early": run.ended} if run.ended else {}),
         )
         del run  # the model goes before the next run begins
