@@ -41,7 +41,7 @@ ARCHS, SEEDS, MOST = ("mlp", "unet", "ssm", "dit-chunked"), (0, 1, 2), 5000
 # A step of ssm's scan takes at tiny as long as one of dit-chunked at small.
 SIZE = dict.fromkeys((*ARCHS, "dit", "kernel"), "small") | {"ssm": "tiny"}
 BASIC = "dit-chunked"  # the network whose data, augmentation and Gaussian are varied
-ONCE = ("augmentation", "reflow")
+ONCE = ("augmentation", "plain of fewer", "reflow")
 SIZES = (500, 1000, 2000, MOST)
 SEEN, KERNEL_SEEN = 64_000, 6_400  # vectors in each training, repeats counted; a kernel has a few numbers to learn
 SAMPLES, READ, DRAWN = 500, 200, 300  # vectors to measure, texts to read, points of the map
@@ -77,7 +77,8 @@ def matrix(most: int, seeds: int = len(SEEDS)) -> list[Configuration]:
     found += [Configuration("pieces", "dit")]
     found += [Configuration("data", a, vectors=n) for a, n in itertools.product((BASIC, "kernel"), SIZES)]
     found += [Configuration("augmentation", augmentation=a) for a in ("mixup:0.2", "noise:0.1", "dropout:0.1")]
-    found += [Configuration("plain", a, gaussian=False) for a in ("mlp", BASIC)]
+    found += [Configuration("plain", a, gaussian=False) for a in ("mlp", "ssm", BASIC)]
+    found += [Configuration("plain of fewer", vectors=n, gaussian=False) for n in SIZES]
     first: dict[str, Configuration] = {}
     for one, seed in itertools.product(found, SEEDS[:seeds]):
         if seed != SEEDS[0] and (one.block in ONCE or one.flow in ONCE):
