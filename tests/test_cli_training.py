@@ -106,7 +106,7 @@ def test_vectors_of_nobody_knows_which_codec(
     ("train sentences --data v.parquet --epochs -1", "epochs: got -1.0; allowed are finite numbers above 0"),
     ("train sentences --data v.parquet --lr 0", "lr: got 0.0"),
     ("train sentences --data v.parquet --arch kernel --no-gaussian", "gaussian: kernel with icfm does not read it"),
-    ("train sentences --data v.parquet --arch kernel --hidden 8", "arguments (--hidden): kernel with icfm does not"),
+    ("train sentences --data v.parquet --arch kernel --hidden 8", "arguments: kernel with icfm does not"),
     ("train codec --data sentences.txt --width 30", "width: got 30; allowed are multiples"),
     ("evaluate plain --data v.parquet --samples 3", "--samples: got 3; allowed are 0 (none) or at least 20"),
     ("evaluate plain", "--data: plain was trained on v.parquet: 80 vectors of 16"),

@@ -13,7 +13,7 @@ from data.test_codecs import SIZES, embedded
 from flops_fit.data import parquet
 from flops_fit.data import sentence_vectors as module
 from flops_fit.data.codecs import VOCABULARY, codec_named
-from flops_fit.data.sentence_vectors import encoded, sentence_vectors
+from flops_fit.data.sentence_vectors import encoded, held_out_vectors, sentence_vectors
 from flops_fit.data.sentences import made_up_sentences, read_sentences
 from flops_fit.data.vectors import read_vectors, write_vectors
 from flops_fit.errors import InputError
@@ -39,6 +39,8 @@ def test_text_is_encoded_and_split_by_content(tmp_path: Path, codec: str) -> Non
     torch.testing.assert_close(again.encode(train.texts), train.values)
     fewer, same = sentence_vectors(str(path), codec, most=30)
     assert fewer.texts == train.texts[:30] and same.texts == held_out.texts
+    judged = held_out_vectors(str(path), codec)
+    assert judged.fingerprint == held_out.fingerprint and torch.equal(judged.values, held_out.values)
 
 
 def test_made_up_sentences_need_nothing(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
@@ -64,6 +66,8 @@ def test_parquet_is_split_by_its_column_or_by_hash(tmp_path: Path) -> None:
     train, held_out = sentence_vectors(str(tmp_path / "split.parquet"), "sonar", most=30)
     assert torch.equal(train.values, values[:30]) and torch.equal(held_out.values, values[40:55])
     assert train.codec == held_out.codec == "sonar" and held_out.texts == tuple(TEXTS[40:55])
+    judged = held_out_vectors(str(tmp_path / "split.parquet"), "sonar")
+    assert judged.fingerprint == held_out.fingerprint and torch.equal(judged.values, held_out.values)
     write_vectors(tmp_path / "plain.parquet", values, TEXTS[:60])
     assert torch.equal(read_vectors(tmp_path / "plain.parquet").values, values)
     train, held_out = sentence_vectors(str(tmp_path / "plain.parquet"))

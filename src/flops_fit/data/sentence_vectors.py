@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
@@ -38,23 +39,50 @@ def sentence_vectors(data: str | None, codec: str | None = None, most: int | Non
     Raises:
         InputError: a file that cannot be used, or an unknown codec.
     """
-    if data is not None and Path(data).suffix == ".parquet":
-        train, held_out = _split(read_vectors(data))
-        if min(len(train), len(held_out)) < FEWEST:
-            told = f"data: {len(train)} vectors to train on and {len(held_out)} held out are in {Path(data).name}"
-            raise InputError(f"{told}; give at least {FEWEST} of each")
-        if codec is not None:
-            made_by = codec if codec == Sonar.reference else codec_named(codec).reference
-            train, held_out = (replace(part, codec=made_by) for part in (train, held_out))
+    if _holds_vectors(data):
+        train, held_out = _read(data, codec)
         return train.at(torch.arange(len(train))[:most]), held_out
+    known, unseen = _sentences(data, most)
+    coder, origin = codec_named(codec or DEFAULT_CODEC), _origin(data)
+    return encoded(coder, known, origin), encoded(coder, unseen, origin)
+
+
+def held_out_vectors(data: str | None, codec: str | None = None) -> Vectors:
+    """Those of `sentence_vectors` that are held out, without the cost of encoding what is not asked for."""
+    if _holds_vectors(data):
+        return _read(data, codec)[1]
+    return encoded(codec_named(codec or DEFAULT_CODEC), _sentences(data, None)[1], _origin(data))
+
+
+def _holds_vectors(data: str | None) -> TypeGuard[str]:
+    return data is not None and Path(data).suffix == ".parquet"
+
+
+def _origin(data: str | None) -> str:
+    return MADE_UP_ORIGIN if data is None else Path(data).name
+
+
+def _read(data: str, codec: str | None) -> tuple[Vectors, Vectors]:
+    """(to train on, held out) of a file of vectors."""
+    train, held_out = _split(read_vectors(data))
+    if min(len(train), len(held_out)) < FEWEST:
+        told = f"data: {len(train)} vectors to train on and {len(held_out)} held out are in {Path(data).name}"
+        raise InputError(f"{told}; give at least {FEWEST} of each")
+    if codec is None:
+        return train, held_out
+    made_by = codec if codec == Sonar.reference else codec_named(codec).reference
+    return replace(train, codec=made_by), replace(held_out, codec=made_by)
+
+
+def _sentences(data: str | None, most: int | None) -> tuple[list[str], list[str]]:
+    """(to train on, held out): different ones, told apart by their hash."""
     sentences = made_up_sentences(MADE_UP) if data is None else list(dict.fromkeys(read_sentences(data, WORDS)))
     known = [sentence for sentence in sentences if not is_held_out(sentence)][:most]
     unseen = [sentence for sentence in sentences if is_held_out(sentence)][:HELD_OUT]
     if min(len(known), len(unseen)) < FEWEST:
         told = f"data: {len(known)} sentences to train on and {len(unseen)} held out are left"
         raise InputError(f"{told}; give more: one in twenty is held out, and at least {FEWEST} are needed of each")
-    coder, origin = codec_named(codec or DEFAULT_CODEC), MADE_UP_ORIGIN if data is None else Path(data).name
-    return encoded(coder, known, origin), encoded(coder, unseen, origin)
+    return known, unseen
 
 
 def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flops_fit.data.codecs import Codec, Embedded, reader
-from flops_fit.data.sentence_vectors import MADE_UP_ORIGIN, sentence_vectors
+from flops_fit.data.sentence_vectors import MADE_UP_ORIGIN, held_out_vectors, sentence_vectors
 from flops_fit.data.sentences import read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.data.vectors import Vectors
@@ -116,26 +116,24 @@ def _flow(
     recorded = flow.config["codec"]
     if data is None and not flow.config["data"].startswith(MADE_UP_ORIGIN):
         raise InputError(f"--data: {bundle} was trained on {flow.config['data']}; give such a file")
-    train, held_out = sentence_vectors(data, codec or recorded or None, flow.config["vectors"])
-    same = train.fingerprint == flow.config["data_hash"]
-    losses = flow.losses(held_out.values)
-    found, absent = losses.metrics(), dict[str, str]()
+    made_by = codec or recorded or None
     if samples:
+        train, held_out = sentence_vectors(data, made_by, flow.config["vectors"])
+        trained_on = train.values if train.fingerprint == flow.config["data_hash"] else None
         sampled = flow.sample(samples, seed, method, steps)
-        x = sampled.x
-        found += how_reached(flow, sampled, seed)
-        measured, absent = of_samples(x, train.values if same else None, held_out.values)
-        found += measured
+        measured, absent = of_samples(sampled.x, trained_on, held_out.values)
+        measured = how_reached(flow, sampled, seed) + measured
         try:
-            read, unread = of_text(reader(recorded, codec), x, train.texts, held_out.texts)
-            found, absent = found + read, absent | unread
+            read, unread = of_text(reader(recorded, codec), sampled.x, train.texts, held_out.texts)
+            measured, absent = measured + read, absent | unread
         except FlopsFitError as error:
             absent["text"] = str(error)
     else:
-        absent["samples"] = "none asked for; give --samples"
-    return Evaluation(
-        bundle, held_out.described, held_out.fingerprint, tuple(found), absent, by_time=losses.by_time()
-    )  # fmt: skip
+        held_out = held_out_vectors(data, made_by)
+        measured, absent = [], {"samples": "none asked for; give --samples"}
+    losses = flow.losses(held_out.values)
+    found = tuple(losses.metrics() + measured)
+    return Evaluation(bundle, held_out.described, held_out.fingerprint, found, absent, by_time=losses.by_time())
 
 
 def how_reached(flow: SentenceFlow, sampled: Solution, seed: int) -> list[Metric]:
