@@ -44,6 +44,7 @@ BASIC = "dit-chunked"  # the network whose data, augmentation and Gaussian are v
 ONCE = ("augmentation", "plain of fewer", "reflow")
 SIZES = (500, 1000, 2000, MOST)
 SEEN, KERNEL_SEEN = 64_000, 6_400  # vectors in each training, repeats counted; a kernel has a few numbers to learn
+PASSES = 40  # over all vectors at most: with few of them the best weights come early
 SAMPLES, READ, DRAWN = 500, 200, 300  # vectors to measure, texts to read, points of the map
 AT_ONCE = 8  # trainings handed to the workers together, each with a copy of its data
 SOLVERS = [("euler", n) for n in (1, 2, 4, 8, 16)] + [("heun", n) for n in (1, 2, 4, 8, 16)]
@@ -104,7 +105,8 @@ def made(one: Configuration, train_set: Vectors, held_out: Vectors, outputs: Pat
     if one.flow == "reflow":
         straightened = Configuration("flows", one.arch, vectors=one.vectors, seed=one.seed)
         teacher = SentenceFlow.load(outputs / straightened.name)
-    some, seen = train_set.at(torch.arange(one.vectors)), KERNEL_SEEN if one.arch == "kernel" else SEEN
+    some = train_set.at(torch.arange(one.vectors))
+    seen = min(KERNEL_SEEN if one.arch == "kernel" else SEEN, PASSES * len(train_set))
     return training(
         some, held_out, one.arch, SIZE[one.arch], one.flow, seen / len(some), seed=one.seed,
         augmentation=one.augmentation, preconditioned=one.gaussian, teacher=teacher,
