@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,16 +25,15 @@ CLOSE = 0.05  # of the training set's own nearest neighbours lie nearer than wha
 def energy_distance(a: Tensor, b: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| (V1; Szekely and Rizzo 2013): 0 between equal sets, and between these only."""
     _check(a, b)
-    across, first, second = (float(_distances(*pair).mean()) for pair in ((a, b), (a, a), (b, b)))
-    return 2 * across - first - second
+    return _between(_distances(a, b), _distances(a, a), _distances(b, b))
 
 
 def mmd(a: Tensor, b: Tensor) -> float:
     """Squared maximum mean discrepancy with Gaussian kernels of several widths (V2; Gretton et al. 2012), >= 0."""
     _check(a, b)
     within = _distances(b, b)
-    across, first, second = (_kernel(one, _unit(within)) for one in (_distances(a, b), _distances(a, a), within))
-    return float(first.mean() + second.mean() - 2 * across.mean())
+    unit = _unit(within)
+    return -_between(*(_kernel(one, unit) for one in (_distances(a, b), _distances(a, a), within)))
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, seed: int = 0) -> float:
@@ -73,12 +74,12 @@ def _sliced(name: str, a: Tensor, b: Tensor) -> Metric:
 def _two_sets(
     label: str, sign: int, across: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64]
 ) -> Metric:
-    """sign (2 mean(across) - mean(first) - mean(second)), the rows of both sets resampled."""
+    """`sign` times what is between them, the rows of both sets resampled."""
     dice = np.random.default_rng(0)
 
     def statistic(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
-        own = first[np.ix_(rows, rows)].mean() + second[np.ix_(columns, columns)].mean()
-        return sign * float(2 * across[np.ix_(rows, columns)].mean() - own)
+        chosen = across[np.ix_(rows, columns)], first[np.ix_(rows, rows)], second[np.ix_(columns, columns)]
+        return sign * _between(*chosen)
 
     n, m = len(first), len(second)
     found = [statistic(dice.choice(n, n), dice.choice(m, m)) for _ in range(DRAWS)]
@@ -120,6 +121,11 @@ def _nearest(rows: Tensor, among: Tensor, at: Tensor | None = None) -> Tensor:
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """(n, m) float64."""
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").cpu()
+
+
+def _between(across: Any, first: Any, second: Any) -> float:
+    """2 mean(across) - mean(first) - mean(second), of distances or of kernels (tensors or arrays)."""
+    return float(2 * across.mean() - first.mean() - second.mean())
 
 
 def _unit(distances: Tensor) -> float:
