@@ -63,6 +63,12 @@ def test_every_flow_is_trained_kept_and_sampled(flow: str, tmp_path: Path) -> No
     assert again == pytest.approx({metric.name: metric.value for metric in found.metrics}, rel=1e-6)
 
 
+def test_what_is_said_of_the_gaussian_is_done_and_the_default_is_by_network() -> None:
+    for arch in ARCHITECTURES:
+        told = [one(arch=arch, preconditioned=said).config["preconditioned"] for said in (True, False, None)]
+        assert told == [True, False, arch != "dit-chunked"]
+
+
 @pytest.mark.parametrize("preconditioned", [True, False])
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_every_network_is_trained_and_loaded(arch: str, preconditioned: bool, tmp_path: Path) -> None:
@@ -76,9 +82,10 @@ def test_every_network_is_trained_and_loaded(arch: str, preconditioned: bool, tm
 @pytest.mark.parametrize(("arch", "turned"), [("mlp", False), ("dit", False), ("unet", False), ("ssm", True),
                                               ("dit-chunked", True)])  # fmt: skip
 def test_networks_of_pieces_see_vectors_in_their_own_order(arch: str, turned: bool) -> None:
-    made = one(arch=arch)
-    model = made.model_cls(made.size, **made.model_kwargs)
-    assert isinstance(model.network, Turned) == turned
+    for preconditioned in (True, False):
+        made = one(arch=arch, preconditioned=preconditioned)
+        model = made.model_cls(made.size, **made.model_kwargs)
+        assert isinstance(model.network if preconditioned else model, Turned) == turned
 
 
 @pytest.mark.parametrize("flow", ["icfm", "gvp"])

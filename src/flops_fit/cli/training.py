@@ -48,7 +48,10 @@ def sentences(
     times: Annotated[str, typer.Option(help="uniform, logit-normal or mixture")] = "uniform",
     augmentation: Annotated[str, typer.Option(help="none, or a chain: mixup:0.2,noise:0.1,dropout:0.1")] = "none",
     statistics: Annotated[str, typer.Option(help="standard (mean, deviation) or robust (quartiles)")] = "standard",
-    gaussian: Annotated[bool, typer.Option(help="learn only what the data's Gaussian does not know")] = True,
+    gaussian: Annotated[
+        bool | None,
+        typer.Option(help="learn only what the data's Gaussian does not know; default: yes, but for dit-chunked"),
+    ] = None,
     patience: Annotated[int, typer.Option(min=0, help="looks without progress before it ends early; 0: never")] = 0,
     teacher: Annotated[str | None, typer.Option(help="bundle that reflow straightens")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, noise")] = 0,
