@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,12 @@ def test_every_flow_is_trained_kept_and_sampled(flow: str, tmp_path: Path) -> No
 
 
 def test_what_is_said_of_the_gaussian_is_done_and_the_default_is_by_network() -> None:
+    told = [one(arch="dit-chunked", preconditioned=said).config["preconditioned"] for said in (True, False, None)]
+    assert told == [True, False, True]
+    own = replace(vectors(), codec="codec@0123")
     for arch in ARCHITECTURES:
-        told = [one(arch=arch, preconditioned=said).config["preconditioned"] for said in (True, False, None)]
-        assert told == [True, False, arch != "dit-chunked"]
+        made = training(own, vectors(100, 4), arch, "tiny")
+        assert made.config["preconditioned"] == (arch != "dit-chunked")
 
 
 @pytest.mark.parametrize("preconditioned", [True, False])

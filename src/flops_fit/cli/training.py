@@ -50,7 +50,7 @@ def sentences(
     statistics: Annotated[str, typer.Option(help="standard (mean, deviation) or robust (quartiles)")] = "standard",
     gaussian: Annotated[
         bool | None,
-        typer.Option(help="learn only what the data's Gaussian does not know; default: yes, but for dit-chunked"),
+        typer.Option(help="learn what the data's Gaussian does not know; default: yes, but for dit-chunked on text"),
     ] = None,
     patience: Annotated[int, typer.Option(min=0, help="looks without progress before it ends early; 0: never")] = 0,
     teacher: Annotated[str | None, typer.Option(help="bundle that reflow straightens")] = None,

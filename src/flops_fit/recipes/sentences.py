@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from flops_fit.data.batches import split_by_hash
+from flops_fit.data.codecs import Sonar
 from flops_fit.data.vectors import Augmentation, Normaliser, Vectors
 from flops_fit.errors import InputError
 from flops_fit.evaluate.flow import Losses, held_out_losses
@@ -41,7 +42,6 @@ FLOWS = {  # name: (path, coupling)
     "reflow": ("linear", "independent"),
 }  # fmt: skip
 OPTIONS = TrainOptions(warmup=0.05, decay=0.5, weight_decay=0.1, looks=20, ema=0.1)
-ALONE = ("dit-chunked",)  # ends lower by itself than over the Gaussian (experiments/sentences)
 PREDICTS: Prediction = "velocity"  # what these networks say; in the config, for whoever reads the weights
 NEEDED = ("dim", "arch", "size", "arguments", "path", "preconditioned", "data", "data_hash", "codec", "vectors")
 PAIR_SEEDS = 1_000_000  # from there on: noise that no sample is made of
@@ -188,7 +188,7 @@ def training(
     times: str = "uniform",
     augmentation: str = "",
     statistics: str = "standard",
-    preconditioned: bool | None = None,  # learn what the full-covariance Gaussian does not know; None: but for ALONE
+    preconditioned: bool | None = None,  # learn what the full-covariance Gaussian does not know; None: see `alone`
     arguments: Mapping[str, Any] | None = None,  # of the network, beside its size
     options: TrainOptions | None = None,
     teacher: SentenceFlow | None = None,  # for reflow: the flow to be straightened
@@ -209,7 +209,7 @@ def training(
         inside, outside = split_by_hash(len(vectors))
         vectors, held_out = vectors.at(inside), vectors.at(outside)
     path, coupling = FLOWS[flow]
-    preconditioned = arch not in ALONE if preconditioned is None else preconditioned
+    preconditioned = not alone(arch, vectors.codec) if preconditioned is None else preconditioned
     dim, given = vectors.values.shape[1], dict(arguments or {})
     normaliser, gaussian = (
         fitted(vectors.values, statistics) if teacher is None else (teacher.normaliser, teacher.gaussian)
@@ -279,6 +279,13 @@ def _learning(
             "arch": arch, "size": size, "dim": len(axes), "path": path, "arguments": given, "axes": axes, **known,
         },
     }  # fmt: skip
+
+
+def alone(arch: str, codec: str) -> bool:
+    """Whether a network learns more by itself than over the Gaussian: as pieces of vectors that were made in pieces, as
+    those of our own codec are. Of SONAR's vectors, or through any other network, it is the other way round, and by far
+    (experiments/sentences)."""
+    return arch == "dit-chunked" and codec not in ("", Sonar.reference)
 
 
 def _check_names(arch: str, size: str, flow: str, teacher: SentenceFlow | None) -> None:
