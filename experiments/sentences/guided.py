@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from flops_fit.data.sentence_vectors import sentence_vectors
 from flops_fit.data.vectors import read_vectors
+from flops_fit.errors import FlopsFitError
 from flops_fit.evaluate.sets import energy_distance
 from flops_fit.evaluate.surrogate import Surrogate, correlation
 from flops_fit.flow.guidance import towards_higher
@@ -73,4 +75,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlopsFitError as error:
+        sys.exit(f"error: {error}")

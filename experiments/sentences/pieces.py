@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from flops_fit.data.sentence_vectors import sentence_vectors
+from flops_fit.errors import FlopsFitError
 from flops_fit.recipes.sentences import training
 from flops_fit.runs.executors import ProcessExecutor
 from flops_fit.study.training import Training, train_several
@@ -53,4 +55,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlopsFitError as error:
+        sys.exit(f"error: {error}")

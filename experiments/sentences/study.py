@@ -13,6 +13,7 @@ import argparse
 import csv
 import itertools
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from flops_fit.data.codecs import codec_named
 from flops_fit.data.sentence_vectors import sentence_vectors
 from flops_fit.data.vectors import Vectors
+from flops_fit.errors import FlopsFitError
 from flops_fit.evaluate.flow import straightness
 from flops_fit.evaluate.metric import holm
 from flops_fit.evaluate.sets import energy_distance
@@ -245,4 +247,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FlopsFitError as error:
+        sys.exit(f"error: {error}")
