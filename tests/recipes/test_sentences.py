@@ -103,13 +103,16 @@ def test_remembered_data_are_trained_kept_and_sampled(flow: str, tmp_path: Path)
     assert loaded.sample(20, steps=3).x.shape == (20, 8)
 
 
-def test_without_a_network_the_gaussian_is_what_is_sampled() -> None:
-    """An untrained network over the Gaussian: samples have the data's mean and spread."""
-    made = one()
+@pytest.mark.parametrize("flow", ["icfm", "gvp"])
+def test_without_a_network_the_gaussian_is_what_is_sampled(flow: str) -> None:
+    """An untrained network over the Gaussian: samples have the data's mean and spread, and are in closed form."""
+    made = one(flow=flow)
     whole = SentenceFlow(made.config)
     model = made.model_cls(**{made.size_param: made.size, **made.model_kwargs})
     weights.fill(whole, made.parts(model), "untrained")
     x = whole.sample(4000, steps=20).x
+    finely = whole.sample(50, method="rk4", steps=100).x
+    torch.testing.assert_close(whole.gaussian_sample(50), finely, rtol=1e-3, atol=1e-3)  # of steps of 1/100 in float32
     torch.testing.assert_close(x.mean(dim=0), vectors().values.mean(dim=0), rtol=0, atol=0.15)  # 300 vectors, std 2.1
     torch.testing.assert_close(x.std(dim=0), vectors().values.std(dim=0), rtol=0.15, atol=0)
 

@@ -121,10 +121,11 @@ def _flow(
         train, held_out = sentence_vectors(data, made_by, flow.config["vectors"])
         trained_on = train.values if train.fingerprint == flow.config["data_hash"] else None
         sampled = flow.sample(samples, seed, method, steps)
-        measured, absent = of_samples(sampled.x, trained_on, held_out.values)
+        plain = flow.gaussian_sample(samples, seed)
+        measured, absent = of_samples(sampled.x, plain, trained_on, held_out.values)
         measured = how_reached(flow, sampled, seed) + measured
         try:
-            read, unread = of_text(reader(recorded, codec), sampled.x, train.texts, held_out.texts)
+            read, unread = of_text(reader(recorded, codec), sampled.x, plain, train.texts, held_out.texts)
             measured, absent = measured + read, absent | unread
         except FlopsFitError as error:
             absent["text"] = str(error)
@@ -142,13 +143,16 @@ def how_reached(flow: SentenceFlow, sampled: Solution, seed: int) -> list[Metric
     return [nfe, straightness(flow.velocity, flow.noise(min(len(sampled.x), BENT), seed))]
 
 
-def of_samples(x: Tensor, train: Tensor | None, held_out: Tensor) -> tuple[list[Metric], dict[str, str]]:
-    """(metrics, what is absent): distances of samples (n, D) to held-out rows, beside those of training rows to other
-    training rows, and whether samples repeat training rows.
+def of_samples(
+    x: Tensor, plain: Tensor, train: Tensor | None, held_out: Tensor
+) -> tuple[list[Metric], dict[str, str]]:
+    """(metrics, what is absent): distances of samples (n, D) to held-out rows, beside those of the Gaussian's samples
+    and those of training rows to other training rows, and whether samples repeat training rows.
 
     All four sets are of one size, since a distance of sets grows as they get smaller (V1 to V3).
 
     Args:
+        plain: (n, D) samples of the Gaussian, which knows no more than mean and covariance.
         train: None where the training rows are not known.
     """
     n = min(len(x), len(held_out), MOST if train is None else len(train) // 2, MOST)
@@ -158,31 +162,33 @@ def of_samples(x: Tensor, train: Tensor | None, held_out: Tensor) -> tuple[list[
         absent = {"floor": unknown, "memorised": unknown}
         if n < FEWEST:
             return [], absent | {"distances": f"{said}: at least {FEWEST} say much"}
-        return compared("held_out", x[:n], held_out[:n]), absent
+        return compared("held_out", x[:n], held_out[:n]) + compared("gaussian", plain[:n], held_out[:n]), absent
     if n < FEWEST:
         told = f"{said}, {len(train)} trained on: at least {FEWEST} say much"
         return memorised(x, train, held_out), {"distances": told}
     some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
-    distances = compared("held_out", x[:n], held_out[:n]) + compared("floor", some[:n], some[n : 2 * n])
+    distances = compared("held_out", x[:n], held_out[:n]) + compared("gaussian", plain[:n], held_out[:n])
+    distances += compared("floor", some[:n], some[n : 2 * n])
     return distances + memorised(x, train, held_out), {}
 
 
 def of_text(
-    codec: Codec, x: Tensor, train: tuple[str, ...], held_out: tuple[str, ...]
+    codec: Codec, x: Tensor, plain: Tensor, train: tuple[str, ...], held_out: tuple[str, ...]
 ) -> tuple[list[Metric], dict[str, str]]:
-    """(metrics, what is absent) of what samples (n, D) say, beside what held-out texts say: words, variety, likeness to
-    real text, and the way back.
+    """(metrics, what is absent) of what samples (n, D) say, beside what those of the Gaussian and held-out texts say:
+    words, variety, likeness to real text, and the way back.
 
     The vocabulary and the model of words are those of the training texts.
     """
-    said = codec.decode(x)
+    said, plainly = codec.decode(x), codec.decode(plain)
+    back = way_back(codec, x, said) + way_back(codec, plain, plainly, "_gaussian")
     if not any(train) or not any(held_out):
-        return way_back(codec, x, said), {"text": "the data have no texts to compare with"}
+        return back, {"text": "the data have no texts to compare with"}
     vocabulary = {word for text in train for word in words(text)}
     model = WordModel(train)
     n = min(len(said), len(held_out))  # variety falls with the number of texts: as many of both
     found, absent = list[Metric](), dict[str, str]()
-    for texts, suffix in ((said, ""), (list(held_out), "_held_out")):
+    for texts, suffix in ((said, ""), (plainly, "_gaussian"), (list(held_out), "_held_out")):
         measured = [
             known_words(texts, vocabulary), model.perplexity(texts), distinct(texts[:n], 1), distinct(texts[:n], 2),
         ]  # fmt: skip
@@ -191,15 +197,15 @@ def of_text(
         except MissingExtra as error:
             absent["self_bleu"] = str(error)
         found += [dataclasses.replace(metric, name=metric.name + suffix) for metric in measured]
-    return found + way_back(codec, x, said), absent
+    return found + back, absent
 
 
-def way_back(codec: Codec, x: Tensor, said: list[str]) -> list[Metric]:
+def way_back(codec: Codec, x: Tensor, said: list[str], suffix: str = "") -> list[Metric]:
     """Cosine of samples (n, D) with the vectors of what was decoded from them, and the share nearest to its own."""
     again = F.normalize(codec.encode(said), dim=1)
     likeness = F.normalize(x.float(), dim=1) @ again.T  # (n, n)
     own = likeness.argmax(dim=1) == torch.arange(len(x))
     return [
-        mean_of("round_trip_cosine", likeness.diagonal().double().numpy()),
-        share_of("round_trip_contrastive", own.numpy()),
+        mean_of(f"round_trip_cosine{suffix}", likeness.diagonal().double().numpy()),
+        share_of(f"round_trip_contrastive{suffix}", own.numpy()),
     ]

@@ -127,6 +127,12 @@ class SentenceFlow(nn.Module):
         found = solve(velocity or self.velocity, self.noise(n, seed), method, steps)
         return Solution(self.normaliser.back(found.x), found.nfe, found.times, None)
 
+    @torch.no_grad()
+    def gaussian_sample(self, n: int, seed: int = 0) -> Tensor:
+        """(n, D) from the same noise by the flow of the Gaussian alone, on either path: what needs no training."""
+        spread = cast(Tensor, self.variances).sqrt()
+        return self.normaliser.back(cast(Tensor, self.mean) + spread * self.noise(n, seed))
+
     def noise(self, n: int, seed: int = 0) -> Tensor:
         """(n, D) that `sample` begins with."""
         drawn = torch.randn(n, self.config["dim"], generator=torch.Generator().manual_seed(seed))
