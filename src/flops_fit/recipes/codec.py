@@ -29,6 +29,7 @@ KIND = "codec"
 MOST_WORDS = 20
 VOCABULARY_SIZE = 4096
 CONTEXT = 32  # tokens, its end among them; what does not fit is cut off
+SLOTS = 32  # of a vector: one for each token, so that a flow has one word to decide at a time
 JUDGED = 500  # held-out sentences whose round trip is measured
 NOISE = 0.1  # of a vector's length, for the second round trip
 
@@ -85,7 +86,7 @@ def training(
     vocabulary = Vocabulary.learned(known, VOCABULARY_SIZE)
     if not width >= 4 or width % 4:
         raise InputError(f"width: got {width}; allowed are multiples of its 4 heads")
-    arguments = {"width": width, "vocab_size": len(vocabulary), "context": CONTEXT, "layers": layers}
+    arguments = {"width": width, "vocab_size": len(vocabulary), "context": CONTEXT, "slots": SLOTS, "layers": layers}
     objective = Reconstruction()
 
     def judged(model: nn.Module) -> list[Metric]:
