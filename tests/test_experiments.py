@@ -14,7 +14,7 @@ import torch
 from flops_fit.data import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
-DIM = 16
+DIM = 32
 
 
 def script(name: str) -> ModuleType:

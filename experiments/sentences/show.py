@@ -67,7 +67,7 @@ def losses(block: str, rows: Rows) -> None:
     head = ("network", "flow", "vectors", "augmentation", "over Gaussian", "loss", "of Gaussian", "explained",
             "energy distance", "straightness", "")  # fmt: skip
     print(f"\n{block}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for key, same in grouped(rows, "arch", "flow", "vectors", "augmentation", "gaussian").items():
+    for key, same in grouped(rows, "arch", "flow", "vectors", "augmentation", "over_gaussian").items():
         arch, flow, vectors, augmentation, gaussian = key
         cells = [arch, flow, str(int(vectors)), augmentation, "yes" if gaussian == "True" else "no",
                  spread(row["loss"] for row in same), f"{same[0]['loss_gaussian']:.4f}",

@@ -104,6 +104,18 @@ def test_a_run_that_is_begun_again_has_done_nothing_yet(clock: Clock) -> None:
     assert far.running[0].seconds_left == pytest.approx(3.0)  # by the pace of this try
 
 
+def test_what_an_earlier_sitting_did_is_no_pace_of_this_one(clock: Clock) -> None:
+    far = Pace(TWO)
+    far.event(Started(TWO[0]))
+    far.event(Progressed(TWO[0], 6, float("nan")))  # goes on from a checkpoint
+    assert far.seconds_left is None and far.running[0].seconds_left is None
+    clock.now += 10.0
+    far.event(Progressed(TWO[0], 8, 2.0))
+    assert far.running[0].seconds_left == pytest.approx(10.0)  # two steps took as long as two more will
+    left = far.total - 0.8 * TWO[0].cost
+    assert far.seconds_left == pytest.approx(10.0 * left / (0.2 * TWO[0].cost))
+
+
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_is_told_as_none(loss: float) -> None:
     far = Pace(TWO)

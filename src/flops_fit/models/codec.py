@@ -58,7 +58,7 @@ class SentenceCodec(nn.Module):
     """
 
     def __init__(
-        self, width: int = 240, vocab_size: int = 4096, context: int = 32, slots: int = 8, dim: int = 1024,
+        self, width: int = 240, vocab_size: int = 4096, context: int = 32, slots: int = 32, dim: int = 1024,
         layers: int = 3, heads: int = 4,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -62,7 +62,7 @@ class Reconstruction:
 
 def training(
     data: str,
-    width: int = 240,  # 11 MB in half precision
+    width: int = 240,  # 10.5 MB in half precision
     layers: int = 3,
     epochs: float = 2.0,
     batch_size: int = 128,

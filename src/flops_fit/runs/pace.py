@@ -46,11 +46,20 @@ class _Place:
     since: str
     step: int = 0
     loss: float = math.nan
+    resumed: int = 0  # the step that it goes on from: what an earlier sitting did says nothing of this one's pace
 
     @property
     def share(self) -> float:
+        return self._share(self.step)
+
+    @property
+    def before(self) -> float:
+        """The share that was done already."""
+        return self._share(self.resumed)
+
+    def _share(self, step: int) -> float:
         own = max(self.spec.steps - self.spec.shared_steps, 1)
-        return min(max(self.step - self.spec.shared_steps, 0) / own, 1.0)
+        return min(max(step - self.spec.shared_steps, 0) / own, 1.0)
 
 
 class Pace:
@@ -59,7 +68,7 @@ class Pace:
     def __init__(self, specs: Sequence[RunSpec], reused: int = 0) -> None:
         self.total = sum(spec.cost for spec in specs)
         self.runs, self.finished, self.reused = len(specs), 0, reused
-        self._finished_flops = 0.0
+        self._finished_flops = self._earlier_flops = 0.0
         self._places: dict[str, _Place] = {}
         self._begun = time.monotonic()
         self._start: float | None = None
@@ -70,7 +79,11 @@ class Pace:
             self._start = self._start or time.monotonic()
             self._places[key] = _Place(event.spec, time.monotonic(), utc_now())
         elif key in self._places:
-            self._places[key].step, self._places[key].loss = event.step, event.loss
+            place = self._places[key]
+            place.step, place.loss = event.step, event.loss
+            if math.isnan(event.loss):  # no loss yet: it goes on from here
+                place.resumed = event.step
+                self._earlier_flops += place.spec.cost * place.before
 
     def done(self, result: RunResult) -> None:
         self.finished += 1
@@ -85,9 +98,10 @@ class Pace:
     @property
     def seconds_left(self) -> float | None:
         """None until there is a pace."""
-        if self._start is None or self.flops <= 0:
+        here = self.flops - self._earlier_flops
+        if self._start is None or here <= 0:
             return None
-        return (time.monotonic() - self._start) * (self.total / self.flops - 1)
+        return (time.monotonic() - self._start) * (self.total - self.flops) / here
 
     @property
     def running(self) -> tuple[Running, ...]:
@@ -96,7 +110,8 @@ class Pace:
     @staticmethod
     def _told(place: _Place) -> Running:
         spec, share = place.spec, place.share
-        left = (time.monotonic() - place.begun) * (1 / share - 1) if share > 0 else None
+        here = share - place.before
+        left = (time.monotonic() - place.begun) * (1 - share) / here if here > 0 else None
         return Running(
             key=spec.key, role=spec.role, budget=spec.budget, size=spec.size, params=spec.params, step=place.step,
             steps=spec.steps, loss=place.loss if math.isfinite(place.loss) else None, share=share, since=place.since,

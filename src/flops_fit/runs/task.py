@@ -28,7 +28,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """A run has done `step` optimiser steps and has training loss `loss`."""
+    """A run has done `step` optimiser steps and has training loss `loss`; NaN: none yet, it goes on from there."""
 
     spec: RunSpec
     step: int

@@ -116,6 +116,8 @@ class Trainer:
         if state is not None:
             built = random_state(run.device)  # as after every building of this model
             if run.restore(state):
+                if progress is not None:
+                    progress(run.step, math.nan)  # no loss yet: it goes on from here
                 return run
             del run, state  # half of it may be loaded: away with it
             free_memory()
