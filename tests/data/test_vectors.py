@@ -92,7 +92,7 @@ def test_the_wrong_dimension_and_the_wrong_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rotate", [False, True])
-@pytest.mark.parametrize("statistics", ["standard", "robust"])
+@pytest.mark.parametrize("statistics", ["standard", "robust", "common"])
 def test_there_and_back(statistics: Any, rotate: bool) -> None:
     x = cloud()
     normaliser = Normaliser(5, rotate).fit(x, statistics)
@@ -116,6 +116,13 @@ def test_robust_statistics_are_those_of_a_normal_and_do_not_see_outliers() -> No
         torch.testing.assert_close(normaliser.centre, torch.ones(3), rtol=0, atol=0.03)
         torch.testing.assert_close(normaliser.scale, torch.full((3,), 2.0), rtol=0.02, atol=0)
     assert float(Normaliser(3).fit(spoilt).scale.min()) > 1000
+
+
+def test_a_common_scale_leaves_the_dimensions_their_share_of_the_variance() -> None:
+    x = cloud()
+    y = Normaliser(5).fit(x, "common")(x)
+    torch.testing.assert_close(y.var(dim=0).mean(), torch.tensor(1.0))
+    torch.testing.assert_close(y.var(dim=0) / y.var(dim=0)[0], x.var(dim=0) / x.var(dim=0)[0], rtol=1e-4, atol=0)
 
 
 def test_a_dimension_that_hardly_moves_is_not_blown_up() -> None:
@@ -148,7 +155,7 @@ def test_statistics_that_cannot_be() -> None:
         Normaliser(5).fit(torch.cat((cloud(), torch.full((1, 5), math.nan))))
 
 
-@pytest.mark.parametrize("statistics", ["standard", "robust"])
+@pytest.mark.parametrize("statistics", ["standard", "robust", "common"])
 def test_vectors_of_other_precision_are_taken(statistics: Any) -> None:
     exact, plain = (Normaliser(5, rotate=True).fit(values, statistics) for values in (cloud().double(), cloud()))
     torch.testing.assert_close(exact(cloud().double()), plain(cloud()))

@@ -47,7 +47,10 @@ def sentences(
     lr: Annotated[float | None, typer.Option(help="largest learning rate; default: .001, of kernel .05")] = None,
     times: Annotated[str, typer.Option(help="uniform, logit-normal or mixture")] = "uniform",
     augmentation: Annotated[str, typer.Option(help="none, or a chain: mixup:0.2,noise:0.1,dropout:0.1")] = "none",
-    statistics: Annotated[str, typer.Option(help="standard (mean, deviation) or robust (quartiles)")] = "standard",
+    statistics: Annotated[
+        str | None,
+        typer.Option(help="standard (mean, deviation), robust (quartiles), common (one scale; default on text)"),
+    ] = None,
     gaussian: Annotated[
         bool | None,
         typer.Option(help="learn what the data's Gaussian does not know; default: yes, but for dit-chunked on text"),

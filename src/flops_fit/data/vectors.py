@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flops_fit.data import parquet
 from flops_fit.errors import InputError
 
-Statistics = Literal["standard", "robust"]
+Statistics = Literal["standard", "robust", "common"]
 IQR = 0.7413  # interquartile range to standard deviation of a normal
 SMALLEST = 1e-3  # of the median scale: a dimension that hardly moves is not blown up further
 FARTHEST = 10.0  # scales from the centre, where values are clamped: an outlier pulls no more than that
@@ -123,7 +123,11 @@ class Normaliser(nn.Module):
         self.axes: Tensor | None
 
     def fit(self, values: Tensor, statistics: Statistics = "standard") -> Normaliser:
-        """Centre and scale of (n, D): mean and standard deviation, or median and interquartile range.
+        """Centre and scale of (n, D), of each dimension for itself but for the last scale.
+
+        Args:
+            statistics: standard: mean and standard deviation; robust: median and interquartile range; common: mean, and
+                one scale for all dimensions, so that those which say little stay small.
 
         Raises:
             InputError: unknown statistics, fewer than two rows, or rows that are all the same.
@@ -135,7 +139,7 @@ class Normaliser(nn.Module):
             raise InputError(f"{told}; allowed are at least 2 vectors of {len(self.centre)} numbers")
         if not bool(torch.isfinite(values).all()):
             raise InputError("data: got NaN or infinity; leave those rows out")
-        if statistics == "standard":
+        if statistics in ("standard", "common"):
             centre, scale = values.mean(dim=0), values.std(dim=0)
         else:
             low, centre, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).to(values), dim=0)
@@ -143,6 +147,8 @@ class Normaliser(nn.Module):
         typical = scale.median()
         if not typical > 0:
             raise InputError("data: half of the dimensions do not vary; give vectors that differ")
+        if statistics == "common":
+            scale = scale.square().mean().sqrt().expand_as(scale)
         self.centre.copy_(centre)
         self.scale.copy_(scale.clamp(min=SMALLEST * float(typical)))
         return self

@@ -79,8 +79,8 @@ def convert(path: Path, x: Tensor, t: Tensor, value: Tensor, given: Prediction, 
         return value
     alpha, sigma, d_alpha, d_sigma = path.at(t, x)
     if given == "velocity":
-        twist = d_alpha * sigma - alpha * d_sigma  # never 0, so that data and noise follow from x and velocity
-        data, noise = (sigma * value - d_sigma * x) / twist, (d_alpha * x - alpha * value) / twist
+        determinant = d_alpha * sigma - alpha * d_sigma  # never 0, so that data and noise follow from x and velocity
+        data, noise = (sigma * value - d_sigma * x) / determinant, (d_alpha * x - alpha * value) / determinant
     elif given == "data":
         data, noise = value, (x - alpha * value) / sigma.clamp(min=SMALLEST)
     else:

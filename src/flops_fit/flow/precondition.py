@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flops_fit.errors import InputError
 from flops_fit.flow.baselines import Gaussian
-from flops_fit.flow.paths import path_named
+from flops_fit.flow.paths import Path, path_named
 
 
 class GaussianPreconditioned(nn.Module):
@@ -23,17 +23,17 @@ class GaussianPreconditioned(nn.Module):
         network: (x (B, D), t (B,)) -> (B, D), best one that starts at 0.
         mean: (D,) of the data.
         variances: (D,) of the data along each axis, above 0.
-        path: name of the path that it is trained on.
+        path: that it is trained on, or its name.
     """
 
-    def __init__(self, network: nn.Module, mean: Tensor, variances: Tensor, path: str = "linear") -> None:
+    def __init__(self, network: nn.Module, mean: Tensor, variances: Tensor, path: Path | str = "linear") -> None:
         super().__init__()
         if mean.shape != variances.shape or mean.dim() != 1 or not bool((variances > 0).all()):
             raise InputError(
                 f"variances: got shape {tuple(variances.shape)}, least {float(variances.min()):g}, for a mean of "
                 f"{tuple(mean.shape)}; allowed is one number above 0 for each: shrink the covariance"
             )
-        self.network, self.path = network, path_named(path)
+        self.network, self.path = network, path if isinstance(path, Path) else path_named(path)
         self.register_buffer("mean", mean)
         self.register_buffer("variances", variances)
 

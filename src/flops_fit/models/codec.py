@@ -12,6 +12,21 @@ from torch import Tensor, nn
 END = 0  # the token that ends a sentence, and fills what is left of its row
 
 
+class Past:
+    """Keys and values (B, heads, T, K) that a block has read so far, so that nothing is read twice."""
+
+    def __init__(self) -> None:
+        self.read: Tensor | None = None  # (2, B, heads, T, K)
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        new = torch.stack((k, v))
+        self.read = new if self.read is None else torch.cat((self.read, new), dim=3)
+        return self.read[0], self.read[1]
+
+    def keep(self, rows: Tensor) -> None:
+        self.read = None if self.read is None else self.read[:, rows]
+
+
 class Block(nn.Module):
     """Attention and a 4x GELU network, pre-norm. `forward(x (B, T, H), mask) -> (B, T, H)`"""
 
@@ -29,11 +44,18 @@ class Block(nn.Module):
         ):  # the stream keeps its size through all blocks (Radford et al. 2019)
             nn.init.normal_(out.weight, std=1 / math.sqrt(out.in_features * 2 * depth))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """mask (B, 1, 1, T): True where a token may be looked at; or `causal`: at itself and what came before."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, past: Past | None = None
+    ) -> Tensor:  # fmt: skip
+        """mask (B, 1, 1, T): True where a token may be looked at; or `causal`: at itself and what came before.
+
+        With `past` at what it holds too; x is added to it.
+        """
         batch, tokens, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, K) each
+        if past is not None:
+            k, v = past.extended(k, v)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return x + cast(Tensor, self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
@@ -98,16 +120,23 @@ class SentenceCodec(nn.Module):
 
     def hidden(self, z: Tensor, tokens: Tensor) -> Tensor:
         """(B, D), (B, T) -> (B, T, H): what place k holds to tell token k, of the vector and of the tokens before k."""
-        batch, length = tokens.shape
-        parts = z.view(batch, self.slots, self.dim // self.slots)
-        slots = self.from_vector(parts) + self.slot_places  # (B, S, H)
-        own = self.to_piece(parts).view(batch, self.context, -1)[:, :length]  # (B, T, H)
+        slots, own = self._told(z)
         before = F.pad(tokens[:, :-1], (1, 0), value=END)  # (B, T): END opens the sentence too
-        x = self.tokens(before) * math.sqrt(self.tokens.embedding_dim) + self.places[1, :length] + own
+        x = self._known(before, own[:, : tokens.shape[1]])
         x = torch.cat((slots, x), dim=1)  # (B, S + T, H)
         for block in self.decoder:
             x = block(x, causal=True)
         return cast(Tensor, self.decoder_norm(x[:, self.slots :]))
+
+    def _told(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) -> slots (B, S, H), and what each token's own piece tells it (B, context, H)."""
+        parts = z.view(len(z), self.slots, self.dim // self.slots)
+        own = self.to_piece(parts).view(len(z), self.context, -1) + self.places[1]
+        return self.from_vector(parts) + self.slot_places, own
+
+    def _known(self, before: Tensor, own: Tensor) -> Tensor:
+        """(B, T) tokens before each place and (B, T, H) -> (B, T, H) with which the decoder begins."""
+        return cast(Tensor, self.tokens(before) * math.sqrt(self.tokens.embedding_dim) + own)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
@@ -122,12 +151,23 @@ class SentenceCodec(nn.Module):
         """(B, D) -> (B, T): the likeliest token at each place, END from the first END on."""
         tokens = torch.full((len(z), self.context), END, dtype=torch.int64, device=z.device)
         open_ = torch.arange(len(z), device=z.device)  # rows that have not ended
+        x, own = self._told(z)
+        pasts = [Past() for _ in self.decoder]
+        for block, past in zip(self.decoder, pasts, strict=True):
+            x = block(x, causal=True, past=past)
         for place in range(self.context - 1):
-            hidden = self.hidden(z[open_], tokens[open_, : place + 1])[:, -1]  # (rows, H)
-            tokens[open_, place] = self.logits(hidden).argmax(dim=1)
-            open_ = open_[tokens[open_, place] != END]
+            before = tokens[open_, place - 1 : place] if place else tokens[open_, :1]  # END opens the sentence too
+            x = self._known(before, own[open_, place : place + 1])  # (rows, 1, H)
+            for block, past in zip(self.decoder, pasts, strict=True):
+                x = block(x, past=past)
+            tokens[open_, place] = self.logits(self.decoder_norm(x[:, 0])).argmax(dim=1)
+            on = tokens[open_, place] != END
+            open_ = open_[on]
             if not len(open_):
                 break
+            if not bool(on.all()):
+                for past in pasts:
+                    past.keep(on)
         return tokens
 
 

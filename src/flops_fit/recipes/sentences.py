@@ -193,7 +193,7 @@ def training(
     seed: int = 0,
     times: str = "uniform",
     augmentation: str = "",
-    statistics: str = "standard",
+    statistics: str | None = None,  # of vectors: standard, robust or common; None: see `usual_statistics`
     preconditioned: bool | None = None,  # learn what the full-covariance Gaussian does not know; None: see `alone`
     arguments: Mapping[str, Any] | None = None,  # of the network, beside its size
     options: TrainOptions | None = None,
@@ -207,7 +207,7 @@ def training(
     _check_names(arch, size, flow, teacher)
     chosen = {
         "times": times != "uniform", "augmentation": augmentation not in ("", "none"),
-        "statistics": statistics != "standard", "gaussian": preconditioned is False,
+        "statistics": statistics is not None, "gaussian": preconditioned is False,
         "arguments": bool(arguments),
     }  # fmt: skip
     _check_unread(arch, flow, [name for name, other in chosen.items() if other])
@@ -215,6 +215,7 @@ def training(
         inside, outside = split_by_hash(len(vectors))
         vectors, held_out = vectors.at(inside), vectors.at(outside)
     path, coupling = FLOWS[flow]
+    statistics = usual_statistics(vectors.codec) if statistics is None else statistics
     preconditioned = not alone(arch, vectors.codec) if preconditioned is None else preconditioned
     dim, given = vectors.values.shape[1], dict(arguments or {})
     normaliser, gaussian = (
@@ -242,9 +243,8 @@ def training(
         network = _remembering(size, path, gaussian, data[0], others)
         data = (*data, folds)
     else:
-        create_model(arch, size, **given, dim=dim)  # wrong arguments are told here, or never
-        axes = cast(Tensor, normaliser.axes)
-        network = _learning(arch, size, path, given, gaussian if preconditioned else None, axes)
+        over = gaussian if preconditioned else None
+        network = _learning(arch, size, path, given, over, cast(Tensor, normaliser.axes))
 
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
         return _whole(config, normaliser, gaussian, model).state_dict()
@@ -276,7 +276,10 @@ def _remembering(
 def _learning(
     arch: str, size: str, path: str, given: Mapping[str, Any], over: Gaussian | None, axes: Tensor
 ) -> dict[str, Any]:
-    """What `Training` must know of a network, over a Gaussian or by itself."""
+    """What `Training` must know of a network, over a Gaussian or by itself. Raises InputError for wrong arguments."""
+    if "dim" in given:
+        raise InputError("arguments: got dim, which is that of the vectors; leave it out")
+    create_model(arch, size, **given, dim=len(axes))
     known = {} if over is None else {"mean": over.mean, "variances": over.variances}
     return {
         "model_cls": velocity_network, "size_param": "hidden",
@@ -291,7 +294,17 @@ def alone(arch: str, codec: str) -> bool:
     """Whether a network learns more by itself than over the Gaussian: as pieces of vectors that were made in pieces, as
     those of our own codec are. Of SONAR's vectors, or through any other network, it is the other way round, and by far
     (experiments/sentences)."""
-    return arch == "dit-chunked" and codec not in ("", Sonar.reference)
+    return arch == "dit-chunked" and _ours(codec)
+
+
+def usual_statistics(codec: str) -> str:
+    """Our own codec gives the numbers that say most the largest variance, a hundred times that of others, since it has
+    learned to be heard through noise: scaled each for itself they would be drowned in what says nothing."""
+    return "common" if _ours(codec) else "standard"
+
+
+def _ours(codec: str) -> bool:
+    return codec not in ("", Sonar.reference)
 
 
 def _check_names(arch: str, size: str, flow: str, teacher: SentenceFlow | None) -> None:
