@@ -12,7 +12,7 @@ import torch
 from data.test_codecs import SIZES, embedded
 from flops_fit.data import parquet
 from flops_fit.data import sentence_vectors as module
-from flops_fit.data.codecs import VOCABULARY, codec_named
+from flops_fit.data.codecs import VOCABULARY, Embedded, codec_named
 from flops_fit.data.sentence_vectors import encoded, held_out_vectors, sentence_vectors
 from flops_fit.data.sentences import made_up_sentences, read_sentences
 from flops_fit.data.vectors import read_vectors, write_vectors
@@ -130,3 +130,40 @@ def test_a_column_of_texts_holds_text(tmp_path: Path) -> None:
     parquet.write(tmp_path / "v.parquet", rows)
     with pytest.raises(InputError, match="column text of v.parquet holds 1; allowed is text"):
         read_vectors(tmp_path / "v.parquet")
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\x93NUMPY"])
+def test_many_are_encoded_once(
+    damage: bytes | None, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "KEPT_FROM", 20)
+    monkeypatch.setattr(module, "PART", 7)
+    one, asked = codec_named(codec), []
+    encode = one.encode
+    monkeypatch.setattr(one, "encode", lambda texts: (asked.append(len(texts)), encode(texts))[1])
+    first = encoded(one, TEXTS, "texts")
+    assert sum(asked) == len(TEXTS) and max(asked) == 7
+    torch.testing.assert_close(first.values, encode(TEXTS), rtol=1e-3, atol=1e-4)  # half precision
+    [file] = (tmp_path / "cache" / "flops-fit").glob("vectors-*/vectors.npy")
+    if damage is not None:
+        file.write_bytes(damage)
+    again = encoded(one, TEXTS, "texts")
+    assert torch.equal(again.values, first.values) and again.fingerprint == first.fingerprint
+    assert sum(asked) == len(TEXTS) * (1 if damage is None else 2)
+    encoded(one, TEXTS[:21], "texts")
+    encoded(replace_reference(one), TEXTS, "texts")
+    assert len(list((tmp_path / "cache" / "flops-fit").iterdir())) == 3  # other texts, another codec
+
+
+def replace_reference(codec: Embedded) -> Embedded:
+    return Embedded(codec.model, codec.vocabulary, "another@0123")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file in its place")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "KEPT_FROM", 20)
+    assert len(encoded(codec_named(codec), TEXTS, "texts")) == len(TEXTS)

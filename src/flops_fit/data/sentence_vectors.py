@@ -7,17 +7,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from flops_fit.data.batches import split_by_hash
 from flops_fit.data.codecs import DEFAULT_CODEC, Codec, Sonar, codec_named
 from flops_fit.data.sentences import made_up_sentences, read_sentences
-from flops_fit.data.text import is_held_out
+from flops_fit.data.text import cache_folder, is_held_out, store
 from flops_fit.data.vectors import Vectors, read_vectors
 from flops_fit.errors import InputError
 
@@ -25,6 +30,8 @@ HELD_OUT = 1000  # of texts that are encoded for it, at most
 MADE_UP_ORIGIN = "made-up sentences"
 MADE_UP = 40_000  # sentences; a twentieth of them is held out
 WORDS = 20  # of a sentence at most: what the codec was trained on
+KEPT_FROM = 2000  # texts, whose vectors are kept: to encode so many takes longer than to read them
+PART = 2048  # texts between two signs of life
 FEWEST = 2  # rows of either part: one has no deviation, and no interval
 
 
@@ -86,8 +93,32 @@ def _sentences(data: str | None, most: int | None) -> tuple[list[str], list[str]
 
 
 def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:
-    """The vectors of texts."""
-    return Vectors(codec.encode(texts), tuple(texts), {}, origin, codec.reference, of_texts=True)
+    """The vectors of texts. Those of many are kept in the user's cache folder, in half precision."""
+    values = codec.encode(texts) if len(texts) < KEPT_FROM else _kept(codec, texts)
+    return Vectors(values, tuple(texts), {}, origin, codec.reference, of_texts=True)
+
+
+def _kept(codec: Codec, texts: Sequence[str]) -> Tensor:
+    key = hashlib.sha256("\n".join((codec.reference, *texts)).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"vectors-{key}"
+    with suppress(OSError, ValueError, EOFError):  # not there, or damaged
+        values = np.load(folder / "vectors.npy")
+        if values.shape == (len(texts), codec.dim):
+            return torch.from_numpy(values).float()
+    found = torch.cat([codec.encode(part) for part in _parts(texts)]).half()  # a codec hears far more noise than that
+    with suppress(OSError):  # a full disk costs time only
+        store(folder, lambda unfinished: np.save(unfinished / "vectors.npy", found.numpy()))
+    return found.float()
+
+
+def _parts(texts: Sequence[str]) -> Iterable[Sequence[str]]:
+    """In order; a terminal shows how far it is."""
+    from rich.console import Console
+    from rich.progress import track
+
+    parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
+    told = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
+    return track(parts, f"encoding {len(texts):,} sentences", **cast(Any, told))
 
 
 def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:

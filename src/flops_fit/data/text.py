@@ -72,7 +72,7 @@ def windows(
     folder = cache_folder() / f"text-{key}"
     text = _read(folder, context)
     if text is None:
-        _store(folder, lambda unfinished: _tokenise(corpus, vocabulary, tokens, unfinished))
+        store(folder, lambda unfinished: _tokenise(corpus, vocabulary, tokens, unfinished))
         text = _read(folder, context)
     assert text is not None  # it was just written
     for side in (text.training, text.held_out):
@@ -101,7 +101,7 @@ def _read(folder: Path, context: int) -> Text | None:
     return Text(sides[0], sides[1], about["vocab_size"], about["description"])
 
 
-def _store(folder: Path, write: Callable[[Path], None]) -> None:
+def store(folder: Path, write: Callable[[Path], None]) -> None:
     """`folder` as `write` fills it, whole or not at all. Of two processes at once, the first to finish is kept."""
     shutil.rmtree(folder, ignore_errors=True)  # damaged, or not there
     folder.parent.mkdir(parents=True, exist_ok=True)
