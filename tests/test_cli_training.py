@@ -85,7 +85,7 @@ def test_vectors_of_nobody_knows_which_codec(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
     parquet.write(folder / "v.parquet", {"embedding": list(rows.numpy()), "split": ["train"] * 80 + ["val"] * 20})
     call(capsys, monkeypatch, "train", "sentences", "--data", "v.parquet", "--size", "tiny", "--epochs", "1",
          "--output", "plain")  # fmt: skip
@@ -109,8 +109,10 @@ def test_vectors_of_nobody_knows_which_codec(
     ("train sentences --data v.parquet --arch kernel --no-gaussian", "gaussian: kernel with icfm does not read it"),
     ("train sentences --data v.parquet --arch kernel --hidden 8", "arguments: kernel with icfm does not"),
     ("train codec --data sentences.txt --width 30", "width: got 30; allowed are multiples"),
+    ("train codec --data sentences.txt --slots 5", "slots: got 5; allowed are divisors of the 32 tokens"),
+    ("train codec --data sentences.txt --noise nan", "noise: got nan; allowed is a number from 0 on"),
     ("evaluate plain --data v.parquet --samples 3", "--samples: got 3; allowed are 0 (none) or at least 20"),
-    ("evaluate plain", "--data: plain was trained on v.parquet: 80 vectors of 16"),
+    ("evaluate plain", "--data: plain was trained on v.parquet: 80 vectors of 32"),
     ("train sentences --dataset 5x", "--dataset: got '5x'; allowed are whole numbers"),
     ("train sentences --flow icmf --data v.parquet", "did you mean icfm"),
     ("train sentences --flow reflow --data v.parquet", "give --teacher BUNDLE"),
@@ -123,7 +125,7 @@ def test_what_cannot_be(
     typed: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    rows = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
     if not (folder / "v.parquet").exists():
         parquet.write(folder / "v.parquet", {"embedding": list(rows.numpy())})
     if " plain" in typed:  # finished already, or trained now

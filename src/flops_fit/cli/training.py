@@ -85,6 +85,8 @@ def codec(
     data: Annotated[str, typer.Option(help="text, one sentence a line")],
     made_up: Annotated[int, typer.Option(min=0, help="made-up sentences beside them")] = 20_000,
     width: Annotated[int, typer.Option(min=4, help="of the network")] = 240,
+    slots: Annotated[int, typer.Option(help="pieces of a vector, for as many pieces of a sentence: 1, 2, ... 32")] = 32,
+    noise: Annotated[float, typer.Option(help="most noise on a vector in training, in its own size")] = 5.0,
     epochs: Annotated[float, typer.Option(help="passes over the sentences")] = 2.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(help="largest learning rate")] = 2e-3,
@@ -96,7 +98,10 @@ def codec(
     """A sentence autoencoder with vectors of 1024 numbers, so that generated vectors can be read."""
     from flops_fit.recipes.codec import training
 
-    made = training(data, width=width, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, made_up=made_up)
+    made = training(
+        data, width=width, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, made_up=made_up, slots=slots,
+        noise=noise,
+    )  # fmt: skip
     _train(made, output or Path("outputs") / "codec", resume, as_json)
 
 

@@ -6,6 +6,7 @@ command   flops-fit train codec --data sentences.txt --output outputs/codec
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ KIND = "codec"
 MOST_WORDS = 20
 VOCABULARY_SIZE = 4096
 CONTEXT = 32  # tokens, its end among them; what does not fit is cut off
-SLOTS = 32  # of a vector: one for each token, so that a flow has one word to decide at a time
 JUDGED = 500  # held-out sentences whose round trip is measured
 NOISE = 0.1  # of a vector's length, for the second round trip
 
@@ -43,7 +43,7 @@ class Reconstruction:
         replaced: share of the tokens before a place that are random, so that it trusts the vector and not only them.
     """
 
-    noise: float = 2.0
+    noise: float = 5.0
     replaced: float = 0.15
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
@@ -69,12 +69,23 @@ def training(
     lr: float = 2e-3,
     seed: int = 0,
     made_up: int = 0,
+    slots: int = CONTEXT,
+    noise: float = 5.0,
 ) -> Training:
     """A codec of the sentences of up to 20 words in a text file, one a line.
 
     Args:
+        slots: of a vector; the usual one for each token lets a flow decide one word at a time.
+        noise: of training, see `Reconstruction`. With more of it the vector tells the gist first, what writes leans on
+            the words before, and what a flow makes reads better; with less sentences return more exactly.
         made_up: sentences of made-up stories that it learns beside them; it is judged by those of the file alone.
     """
+    if not width >= 4 or width % 4:
+        raise InputError(f"width: got {width}; allowed are multiples of its 4 heads")
+    if slots < 1 or CONTEXT % slots:
+        raise InputError(f"slots: got {slots}; allowed are divisors of the {CONTEXT} tokens")
+    if not 0 <= noise < math.inf:
+        raise InputError(f"noise: got {noise}; allowed is a number from 0 on")
     sentences = list(dict.fromkeys(read_sentences(data, MOST_WORDS)))  # each once
     held_out = [sentence for sentence in sentences if is_held_out(sentence)]
     if len(held_out) < 2:
@@ -84,10 +95,8 @@ def training(
     stories = made_up_sentences(made_up, MOST_WORDS)
     known = [sentence for sentence in dict.fromkeys(sentences + stories) if not is_held_out(sentence)]
     vocabulary = Vocabulary.learned(known, VOCABULARY_SIZE)
-    if not width >= 4 or width % 4:
-        raise InputError(f"width: got {width}; allowed are multiples of its 4 heads")
-    arguments = {"width": width, "vocab_size": len(vocabulary), "context": CONTEXT, "slots": SLOTS, "layers": layers}
-    objective = Reconstruction()
+    arguments = {"width": width, "vocab_size": len(vocabulary), "context": CONTEXT, "slots": slots, "layers": layers}
+    objective = Reconstruction(noise)
 
     def judged(model: nn.Module) -> list[Metric]:
         assert isinstance(model, SentenceCodec)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch.utils.data import TensorDataset
 
 from flops_fit.data.sentence_vectors import sentence_vectors
-from flops_fit.recipes.sentences import Matching, fitted, velocity_network
+from flops_fit.recipes.sentences import Matching, fitted, usual_statistics, velocity_network
 from flops_fit.study import Study
 
 BATCH = 64  # vectors
@@ -25,7 +25,7 @@ def study(data: str | None = None) -> Study:
     Smaller budgets are no evidence: their runs end while attention has learned nothing yet, at the Gaussian's loss.
     """
     vectors, held_out = sentence_vectors(data)
-    normaliser, _ = fitted(vectors.values)
+    normaliser, _ = fitted(vectors.values, usual_statistics(vectors.codec))
     return Study(
         model_cls=velocity_network,
         model_size_param="hidden",

@@ -178,7 +178,7 @@ def again(event: Retried) -> str:
 
 def _headline(specs: Sequence[RunSpec], reused: int) -> str:
     known = f", {reused} already in the journal" if reused else ""
-    return f"{len(specs)} runs, {sum(spec.cost for spec in specs):.3g} FLOPs{known}"
+    return f"{len(specs)} run{'' if len(specs) == 1 else 's'}, {sum(spec.cost for spec in specs):.3g} FLOPs{known}"
 
 
 def _named(running: Sequence[Running]) -> str:
