@@ -190,7 +190,7 @@ def test_mamba_ssm_takes_the_place_of_the_plain_scan(monkeypatch: pytest.MonkeyP
     (lambda: create_model("dti"), "architecture: got 'dti'; .*did you mean dit"),
     (lambda: create_model("mlp", "tinny"), "size: got 'tinny'; allowed are tiny, small, base; did you mean tiny"),
     (lambda: create_model("dit", heads=5), "dit: hidden=384 must be a multiple of its 5 heads"),
-    (lambda: create_model("ssm", dim=100), "ssm: dim=100 must be a multiple of tokens=32"),
+    (lambda: create_model("ssm", dim=100), "ssm: dim=100 must be a multiple of tokens=16"),
     (lambda: create_model("unet", hidden=30), "unet: hidden=30 must be a multiple of 4"),
     (lambda: create_model("dit", heads=0), "heads of dit: got 0; allowed is a whole number from 1 on"),
     (lambda: create_model("mlp", hidden="64"), "hidden of mlp: got '64'"),

@@ -109,7 +109,7 @@ class StateSpaceNetwork(nn.Module):
     """
 
     def __init__(
-        self, hidden: int = 256, dim: int = 1024, layers: int = 4, tokens: int = 32, mixer: Mixer = "plain"
+        self, hidden: int = 256, dim: int = 1024, layers: int = 4, tokens: int = 16, mixer: Mixer = "plain"
     ) -> None:
         super().__init__()
         if dim % tokens:

@@ -28,7 +28,7 @@ ARCHITECTURES = {
     "dit": Architecture(DiTVelocityNetwork, {
         "tiny": {"hidden": 96, "layers": 2, "heads": 2}, "small": {"hidden": 192, "heads": 4}, "base": {"hidden": 384},
     }),
-    "dit-chunked": Architecture(partial(DiTVelocityNetwork, tokens=32), {
+    "dit-chunked": Architecture(partial(DiTVelocityNetwork, tokens=16), {
         "tiny": {"hidden": 96, "layers": 2, "heads": 2}, "small": {"hidden": 192, "heads": 4}, "base": {"hidden": 384},
     }),
     "unet": Architecture(UNetMLP, {"tiny": {"hidden": 128}, "small": {"hidden": 304}, "base": {"hidden": 608}}),

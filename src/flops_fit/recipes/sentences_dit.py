@@ -14,7 +14,7 @@ from flops_fit.recipes.sentences import Matching, fitted, usual_statistics, velo
 from flops_fit.study import Study
 
 BATCH = 64  # vectors
-PIECES = 32  # that dit-chunked cuts a vector into
+PIECES = 16  # that dit-chunked cuts a vector into
 EPOCHS = 16  # a vector comes back with other noise
 
 
