@@ -111,10 +111,19 @@ def test_without_a_network_the_gaussian_is_what_is_sampled(flow: str) -> None:
     model = made.model_cls(**{made.size_param: made.size, **made.model_kwargs})
     weights.fill(whole, made.parts(model), "untrained")
     x = whole.sample(4000, steps=20).x
-    finely = whole.sample(50, method="rk4", steps=100).x
-    torch.testing.assert_close(whole.gaussian_sample(50), finely, rtol=1e-3, atol=1e-3)  # of steps of 1/100 in float32
+    for until in (0.2, 0.7, 1.0):  # read on the way too, with noise on them
+        finely = whole.sample(50, method="rk4", steps=100, until=until).x
+        expected = whole.gaussian_sample(50, until=until)
+        torch.testing.assert_close(finely, expected, rtol=1e-3, atol=1e-3)  # of steps of 1/100 in float32
     torch.testing.assert_close(x.mean(dim=0), vectors().values.mean(dim=0), rtol=0, atol=0.15)  # 300 vectors, std 2.1
     torch.testing.assert_close(x.std(dim=0), vectors().values.std(dim=0), rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("until", [0.0, -0.1, 1.1, float("nan")])
+def test_samples_are_read_on_the_way_or_at_its_end(until: float, tmp_path: Path) -> None:
+    train(one(), tmp_path, watch=Quiet())
+    with pytest.raises(InputError, match="until: got .*; allowed is a time above 0, noise, up to 1, data"):
+        SentenceFlow.load(tmp_path).sample(2, until=until)
 
 
 def test_a_trained_network_knows_more_than_the_gaussian(tmp_path: Path) -> None:

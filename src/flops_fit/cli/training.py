@@ -28,6 +28,7 @@ CodecName = Annotated[
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
 MOST_SEED = 2**62  # what all generators take, twice over
 Steps = Annotated[int, typer.Option(min=1, help="of the solver; dopri5 finds its own")]
+Until = Annotated[float, typer.Option(help="time at which samples are read: 1, or before it with noise still on them")]
 Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5")]
 
 
@@ -112,6 +113,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of the noise: equal seeds, equal samples")] = 0,
     method: Method = "heun",
     steps: Steps = 20,
+    until: Until = 1.0,
     codec: CodecName = None,
     out: Annotated[Path | None, typer.Option(help="write vectors and texts there, FILE.parquet")] = None,
     as_json: AsJson = False,
@@ -123,7 +125,7 @@ def sample(
     from flops_fit.recipes.sentences import SentenceFlow
 
     flow = SentenceFlow.load(weights.located(bundle))
-    found, coder, texts = flow.sample(n, seed, method, steps), None, [""] * n
+    found, coder, texts = flow.sample(n, seed, method, steps, until=until), None, [""] * n
     try:
         coder = reader(flow.config["codec"], codec)
         texts = coder.decode(found.x)
@@ -148,13 +150,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of their noise")] = 0,
     method: Method = "heun",
     steps: Steps = 20,
+    until: Until = 1.0,
     codec: CodecName = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out data, every number with its 95% interval."""
     from flops_fit.recipes.judged import evaluate as judged
 
-    found = judged(bundle, data, samples, seed=seed, method=method, steps=steps, codec=codec)
+    found = judged(bundle, data, samples, seed=seed, method=method, steps=steps, until=until, codec=codec)
     printed(found.to_dict() if as_json else str(found))
 
 

@@ -64,7 +64,7 @@ class Evaluation:
 
 def evaluate(
     bundle: str, data: str | None, samples: int = 0, *, seed: int = 0, method: str = "heun", steps: int = 20,
-    codec: str | None = None,
+    until: float = 1.0, codec: str | None = None,
 ) -> Evaluation:  # fmt: skip
     """Measure a bundle on held-out data.
 
@@ -73,6 +73,7 @@ def evaluate(
         data: see `sentence_vectors`; of a codec: a text file.
         samples: vectors to generate for everything that is said of samples; 0: nothing is.
         method, steps: of the solver.
+        until: the time at which samples are read, see `SentenceFlow.sample`; distances are of the whole way's samples.
         codec: that made the vectors, where the bundle does not know.
 
     Raises:
@@ -87,7 +88,7 @@ def evaluate(
     if config.get("kind") == codec_recipe.KIND and (samples or codec):
         raise InputError(f"--samples, --codec: {bundle} is a codec, which generates nothing; leave them out")
     if config.get("kind") == KIND:
-        return _flow(bundle, SentenceFlow.load(folder), data, samples, seed, method, steps, codec)
+        return _flow(bundle, SentenceFlow.load(folder), data, samples, seed, method, steps, until, codec)
     if config.get("kind") == codec_recipe.KIND:
         return _codec(bundle, Embedded.load(folder), data, config)
     raise InputError.unknown(f"kind of {bundle}", config.get("kind"), (KIND, codec_recipe.KIND))
@@ -111,7 +112,7 @@ def _codec(bundle: str, codec: Embedded, data: str | None, config: Mapping[str, 
 
 def _flow(
     bundle: str, flow: SentenceFlow, data: str | None, samples: int, seed: int, method: str, steps: int,
-    codec: str | None,
+    until: float, codec: str | None,
 ) -> Evaluation:  # fmt: skip
     recorded = flow.config["codec"]
     if data is None and not flow.config["data"].startswith(MADE_UP_ORIGIN):
@@ -125,7 +126,9 @@ def _flow(
         measured, absent = of_samples(sampled.x, plain, trained_on, held_out.values)
         measured = how_reached(flow, sampled, seed) + measured
         try:
-            read, unread = of_text(reader(recorded, codec), sampled.x, plain, train.texts, held_out.texts)
+            heard = sampled.x if until == 1 else flow.sample(samples, seed, method, steps, until=until).x
+            plain = flow.gaussian_sample(samples, seed, until)
+            read, unread = of_text(reader(recorded, codec), heard, plain, train.texts, held_out.texts)
             measured, absent = measured + read, absent | unread
         except FlopsFitError as error:
             absent["text"] = str(error)

@@ -121,17 +121,33 @@ class SentenceFlow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, seed: int = 0, method: str = "heun", steps: int = 20, velocity: Velocity | None = None
-    ) -> Solution:
-        """n vectors as they were before normalisation; the same noise for the same seed, whatever the solver."""
-        found = solve(velocity or self.velocity, self.noise(n, seed), method, steps)
-        return Solution(self.normaliser.back(found.x), found.nfe, found.times, None)
+        self, n: int, seed: int = 0, method: str = "heun", steps: int = 20, velocity: Velocity | None = None,
+        until: float = 1.0,
+    ) -> Solution:  # fmt: skip
+        """n vectors as they were before normalisation; the same noise for the same seed, whatever the solver.
+
+        Args:
+            until: the time at which they are read, above 0; before 1 there is still noise on them, sigma / alpha times
+                the normaliser's scale. A codec that was trained with noise hears through it, and its decoder says what
+                the flow has not decided yet.
+        """
+        _, alpha = self._noise_at(until)
+        found = solve(velocity or self.velocity, self.noise(n, seed), method, steps, end=until)
+        return Solution(self.normaliser.back(found.x / alpha), found.nfe, found.times, None)
 
     @torch.no_grad()
-    def gaussian_sample(self, n: int, seed: int = 0) -> Tensor:
+    def gaussian_sample(self, n: int, seed: int = 0, until: float = 1.0) -> Tensor:
         """(n, D) from the same noise by the flow of the Gaussian alone, on either path: what needs no training."""
-        spread = cast(Tensor, self.variances).sqrt()
+        sigma, alpha = self._noise_at(until)
+        spread = (cast(Tensor, self.variances) + (sigma / alpha) ** 2).sqrt()
         return self.normaliser.back(cast(Tensor, self.mean) + spread * self.noise(n, seed))
+
+    def _noise_at(self, until: float) -> tuple[float, float]:
+        """(sigma, alpha) at the time `until`."""
+        if not 0 < until <= 1:
+            raise InputError(f"until: got {until}; allowed is a time above 0, noise, up to 1, data")
+        at = self.path.at(torch.tensor([until], dtype=torch.float64), torch.zeros(1, 1))
+        return float(at.sigma), float(at.alpha)
 
     def noise(self, n: int, seed: int = 0) -> Tensor:
         """(n, D) that `sample` begins with."""
