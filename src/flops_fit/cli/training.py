@@ -45,7 +45,9 @@ def sentences(
     codec: CodecName = None,
     epochs: Annotated[float, typer.Option(help="passes over them")] = 20.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    lr: Annotated[float | None, typer.Option(help="largest learning rate; default: .001, of kernel .05")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="largest; default: .001, of dit-chunked by itself .004, of kernel .05")
+    ] = None,
     times: Annotated[str, typer.Option(help="uniform, logit-normal or mixture")] = "uniform",
     augmentation: Annotated[str, typer.Option(help="none, or a chain: mixup:0.2,noise:0.1,dropout:0.1")] = "none",
     statistics: Annotated[

@@ -36,6 +36,7 @@ from flops_fit.train.options import TrainOptions
 KIND = "sentences"
 KERNEL = "kernel"  # no network: the data themselves, with a few numbers to train
 LR, KERNEL_LR = 1e-3, 0.05
+ALONE_LR, ALONE_WIDTH = 4e-3, 192  # of dit-chunked by itself
 HEADS = {"tiny": 1, "small": 2, "base": 3}  # of it
 FLOWS = {  # name: (path, coupling)
     "icfm": ("linear", "independent"), "otcfm": ("linear", "optimal"), "gvp": ("gvp", "independent"),
@@ -205,7 +206,7 @@ def training(
     flow: str = "icfm",
     epochs: float = 100.0,
     batch_size: int = 64,
-    lr: float | None = None,  # None: LR, or of the remembered data KERNEL_LR
+    lr: float | None = None,  # None: see `usual_lr`
     seed: int = 0,
     times: str = "uniform",
     augmentation: str = "",
@@ -272,7 +273,8 @@ def training(
         name=f"{arch} {flow}", **network,
         dataset=TensorDataset(*data), held_out=TensorDataset(*judge),
         objective=objective,
-        epochs=epochs, batch_size=batch_size, lr=(KERNEL_LR if arch == KERNEL else LR) if lr is None else lr, seed=seed,
+        epochs=epochs, batch_size=batch_size, seed=seed,
+        lr=usual_lr(arch, preconditioned, network["size"]) if lr is None else lr,
         options=options or OPTIONS,
         config=config, parts=parts, evaluate=judged, half=True,
     )  # fmt: skip
@@ -311,6 +313,14 @@ def alone(arch: str, codec: str) -> bool:
     those of our own codec are. Of SONAR's vectors, or through any other network, it is the other way round, and by far
     (experiments/sentences)."""
     return arch == "dit-chunked" and _ours(codec)
+
+
+def usual_lr(arch: str, preconditioned: bool, width: int) -> float:
+    """The largest learning rate where nobody says one (experiments/sentences/LOG.md); of a wide network by itself less,
+    as 1 / width (Yang et al. 2022, arXiv 2203.03466)."""
+    if arch == "dit-chunked" and not preconditioned:
+        return ALONE_LR * min(1.0, ALONE_WIDTH / width)
+    return KERNEL_LR if arch == KERNEL else LR
 
 
 def usual_statistics(codec: str) -> str:
