@@ -324,8 +324,8 @@ def usual_lr(arch: str, preconditioned: bool, width: int) -> float:
 
 
 def usual_statistics(codec: str) -> str:
-    """Our own codec gives the numbers that say most the largest variance, a hundred times that of others, since it has
-    learned to be heard through noise: scaled each for itself they would be drowned in what says nothing."""
+    """Our own codec gives the numbers that say most by far the largest variance, since it has learned to be
+    heard through noise: scaled each for itself they would be drowned in what says nothing."""
     return "common" if _ours(codec) else "standard"
 
 
