@@ -76,6 +76,7 @@ def test_from_sentences_to_samples_that_can_be_read(
         assert metric["lo"] <= metric["value"] <= metric["hi"] and metric["n"] > 0, name
     assert judged["metrics"]["nfe"]["value"] == 6  # 3 steps of Heun's method
     assert judged["metrics"]["loss"] == told["metrics"]["loss"]
+    assert judged["sampled"] == {"samples": 40, "seed": 0, "method": "heun", "steps": 3, "until": 1.0}
 
     code, out, _ = call(capsys, monkeypatch, "evaluate", "coder", "--data", "sentences.txt", "--json")
     assert code == 0 and {"bleu", "chrf", "exact", "bleu_noise"} <= json.loads(out)["metrics"].keys()
@@ -112,6 +113,8 @@ def test_vectors_of_nobody_knows_which_codec(
     ("train codec --data sentences.txt --slots 5", "slots: got 5; allowed are divisors of the 32 tokens"),
     ("train codec --data sentences.txt --noise nan", "noise: got nan; allowed is a number from 0 on"),
     ("evaluate plain --data v.parquet --samples 3", "--samples: got 3; allowed are 0 (none) or at least 20"),
+    ("evaluate plain --data v.parquet --steps 3 --until .2", "--steps, --until: got without --samples, and nothing"),
+    ("evaluate plain --data v.parquet --samples 20 --method hein", "did you mean heun"),
     ("evaluate plain", "--data: plain was trained on v.parquet: "),
     ("train sentences --dataset 5x", "--dataset: got '5x'; allowed are whole numbers"),
     ("train sentences --flow icmf --data v.parquet", "did you mean icfm"),

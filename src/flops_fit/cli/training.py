@@ -157,9 +157,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out data, every number with its 95% interval."""
+    from flops_fit.recipes.judged import Sampling
     from flops_fit.recipes.judged import evaluate as judged
 
-    found = judged(bundle, data, samples, seed=seed, method=method, steps=steps, until=until, codec=codec)
+    sampling = Sampling.asked(samples, seed=seed, method=method, steps=steps, until=until)
+    found = judged(bundle, data, sampling, codec=codec)
     printed(found.to_dict() if as_json else str(found))
 
 

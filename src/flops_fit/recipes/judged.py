@@ -5,9 +5,8 @@ What could not be measured is absent, with the reason.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,39 @@ MOST = 2000  # rows of a set: a distance matrix each
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How samples are generated to be judged.
+
+    Args:
+        samples: how many, of this `seed`.
+        method, steps: of the solver.
+        until: the time at which samples are read, see `SentenceFlow.sample`; distances are of the whole way's samples.
+    """
+
+    samples: int
+    seed: int = 0
+    method: str = "heun"
+    steps: int = 20
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.samples < FEWEST:
+            raise InputError(f"--samples: got {self.samples}; allowed are 0 (none) or at least {FEWEST}")
+        if self.method not in (*FIXED, "dopri5"):
+            raise InputError.unknown("method", self.method, [*FIXED, "dopri5"])
+
+    @classmethod
+    def asked(cls, samples: int, **how: Any) -> Sampling | None:
+        """None for no samples. Raises InputError where it is said how to make them, and none are made."""
+        if samples:
+            return cls(samples, **how)
+        plain = cls(FEWEST)
+        if told := [f"--{name}" for name, value in how.items() if value != getattr(plain, name)]:
+            raise InputError(f"{', '.join(told)}: got without --samples, and nothing is generated; give --samples N")
+        return None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of a bundle on data, and what is absent."""
 
@@ -45,11 +77,12 @@ class Evaluation:
     metrics: tuple[Metric, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
     by_time: Mapping[str, list[float]] = field(default_factory=dict)  # mean losses in bands of t
+    sampled: Mapping[str, Any] = field(default_factory=dict)  # how samples were made; empty where none were
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "bundle": self.bundle, "data": self.data, "data_sha256": self.data_sha256, "metrics": table(self.metrics),
-            "absent": dict(self.absent), "by_time": dict(self.by_time),
+            "absent": dict(self.absent), "by_time": dict(self.by_time), "sampled": dict(self.sampled),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -63,17 +96,14 @@ class Evaluation:
 
 
 def evaluate(
-    bundle: str, data: str | None, samples: int = 0, *, seed: int = 0, method: str = "heun", steps: int = 20,
-    until: float = 1.0, codec: str | None = None,
-) -> Evaluation:  # fmt: skip
+    bundle: str, data: str | None, sampling: Sampling | None = None, *, codec: str | None = None
+) -> Evaluation:
     """Measure a bundle on held-out data.
 
     Args:
         bundle: a folder, or the name of a bundle that comes with flops-fit.
         data: see `sentence_vectors`; of a codec: a text file.
-        samples: vectors to generate for everything that is said of samples; 0: nothing is.
-        method, steps: of the solver.
-        until: the time at which samples are read, see `SentenceFlow.sample`; distances are of the whole way's samples.
+        sampling: how to generate for everything that is said of samples; None: nothing is said.
         codec: that made the vectors, where the bundle does not know.
 
     Raises:
@@ -81,14 +111,10 @@ def evaluate(
     """
     folder = weights.located(bundle)
     _, config = weights.read(folder)
-    if method not in (*FIXED, "dopri5"):
-        raise InputError.unknown("method", method, [*FIXED, "dopri5"])
-    if 0 < samples < FEWEST:
-        raise InputError(f"--samples: got {samples}; allowed are 0 (none) or at least {FEWEST}")
-    if config.get("kind") == codec_recipe.KIND and (samples or codec):
+    if config.get("kind") == codec_recipe.KIND and (sampling or codec):
         raise InputError(f"--samples, --codec: {bundle} is a codec, which generates nothing; leave them out")
     if config.get("kind") == KIND:
-        return _flow(bundle, SentenceFlow.load(folder), data, samples, seed, method, steps, until, codec)
+        return _flow(bundle, SentenceFlow.load(folder), data, sampling, codec)
     if config.get("kind") == codec_recipe.KIND:
         return _codec(bundle, Embedded.load(folder), data, config)
     raise InputError.unknown(f"kind of {bundle}", config.get("kind"), (KIND, codec_recipe.KIND))
@@ -111,23 +137,23 @@ def _codec(bundle: str, codec: Embedded, data: str | None, config: Mapping[str, 
 
 
 def _flow(
-    bundle: str, flow: SentenceFlow, data: str | None, samples: int, seed: int, method: str, steps: int,
-    until: float, codec: str | None,
-) -> Evaluation:  # fmt: skip
+    bundle: str, flow: SentenceFlow, data: str | None, sampling: Sampling | None, codec: str | None
+) -> Evaluation:
     recorded = flow.config["codec"]
     if data is None and not flow.config["data"].startswith(MADE_UP_ORIGIN):
         raise InputError(f"--data: {bundle} was trained on {flow.config['data']}; give such a file")
     made_by = codec or recorded or None
-    if samples:
+    if sampling is not None:
         train, held_out = sentence_vectors(data, made_by, flow.config["vectors"])
         trained_on = train.values if train.fingerprint == flow.config["data_hash"] else None
-        sampled = flow.sample(samples, seed, method, steps)
-        plain = flow.gaussian_sample(samples, seed)
+        n, seed, until = sampling.samples, sampling.seed, sampling.until
+        sampled = flow.sample(n, seed, sampling.method, sampling.steps)
+        plain = flow.gaussian_sample(n, seed)
         measured, absent = of_samples(sampled.x, plain, trained_on, held_out.values)
         measured = how_reached(flow, sampled, seed) + measured
         try:
-            heard = sampled.x if until == 1 else flow.sample(samples, seed, method, steps, until=until).x
-            plain = flow.gaussian_sample(samples, seed, until)
+            heard = sampled.x if until == 1 else flow.sample(n, seed, sampling.method, sampling.steps, until=until).x
+            plain = flow.gaussian_sample(n, seed, until)
             read, unread = of_text(reader(recorded, codec), heard, plain, train.texts, held_out.texts)
             measured, absent = measured + read, absent | unread
         except FlopsFitError as error:
@@ -137,7 +163,10 @@ def _flow(
         measured, absent = [], {"samples": "none asked for; give --samples"}
     losses = flow.losses(held_out.values)
     found = tuple(losses.metrics() + measured)
-    return Evaluation(bundle, held_out.described, held_out.fingerprint, found, absent, by_time=losses.by_time())
+    return Evaluation(
+        bundle, held_out.described, held_out.fingerprint, found, absent, by_time=losses.by_time(),
+        sampled=asdict(sampling) if sampling else {},
+    )  # fmt: skip
 
 
 def how_reached(flow: SentenceFlow, sampled: Solution, seed: int) -> list[Metric]:
@@ -199,7 +228,7 @@ def of_text(
             measured.append(self_bleu(texts[:n]))
         except MissingExtra as error:
             absent["self_bleu"] = str(error)
-        found += [dataclasses.replace(metric, name=metric.name + suffix) for metric in measured]
+        found += [replace(metric, name=metric.name + suffix) for metric in measured]
     return found + back, absent
 
 
