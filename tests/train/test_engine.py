@@ -8,6 +8,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from flops_fit.records import RunSpec
 from flops_fit.runs.executors import InlineExecutor
 from flops_fit.train.engine import Trainer, TrainingRun
 from flops_fit.train.loss import Objective
-from flops_fit.train.optim import adamw
+from flops_fit.train.optim import optimiser
 from flops_fit.train.options import Placement, TrainOptions
 
 STEPS, BATCH, LR, SEED = 30, 16, 0.02, 5
@@ -325,7 +326,7 @@ def test_a_long_curve_is_thinned_and_keeps_the_mean() -> None:
 def test_adamw_decays_matrices_only_and_leaves_frozen_parameters_out() -> None:
     model = Net(8)
     model.first.weight.requires_grad_(False)
-    groups = adamw(model, TrainOptions()).param_groups
+    groups = optimiser(model, TrainOptions()).param_groups
     assert [(group["weight_decay"], [id(p) for p in group["params"]]) for group in groups] == [
         (0.1, [id(model.second.weight)]), (0.0, [id(model.first.bias), id(model.second.bias)])]  # fmt: skip
     assert all(group["fused"] for group in groups)
@@ -343,3 +344,44 @@ def test_schedules_that_bend_the_law_are_refused(wrong: dict[str, float], told: 
 def test_an_unknown_device_is_refused_with_what_is_allowed() -> None:
     with pytest.raises(InputError, match="device: got 'gpu'; allowed are 'auto', 'cpu', 'cuda'"):
         TrainOptions(device="gpu").torch_device()
+
+
+# --- what is seen on the way ----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_learns_nothing_ends_with_the_reason() -> None:
+    """Targets that have nothing to do with the inputs."""
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
+    noise = TensorDataset(x, x.new_zeros(400, 1))
+    result = trainer(dataset=noise, objective=Objective(objective=unreachable), looks=10, learns_by=0.5)(spec())
+    assert result.status == "diverged" and result.loss is None
+    told = "after 15 of 30 steps the held-out loss is 3, that of the untrained model 3: it does not learn"
+    assert result.reason == told
+    assert trainer(looks=10, learns_by=0.5)(spec()).ok  # the same, of data that can be learned
+
+
+def unreachable(model: nn.Module, batch: Any) -> Tensor:
+    return 3 + 0 * model(batch[0]).sum()
+
+
+def test_the_model_is_shown_on_the_way_and_does_not_notice() -> None:
+    seen: list[tuple[int, bool, int]] = []
+
+    def show(model: nn.Module, step: int) -> None:
+        assert not torch.is_grad_enabled()
+        torch.manual_seed(step)  # whatever it draws is its own affair
+        seen.append((step, model.training, len(list(model.parameters()))))
+
+    plain, shown = trainer(ema=0.1)(spec()), trainer(ema=0.1).on(show=show, show_every=12)(spec())
+    assert seen == [(12, False, 4), (24, False, 4)]
+    assert replace(shown, seconds=0.0, peak_memory_bytes=0) == replace(plain, seconds=0.0, peak_memory_bytes=0)
+
+
+def test_states_are_kept_at_the_steps_that_were_asked_for(tmp_path: Path) -> None:
+    saved = []
+    run = trainer().on(checkpoints=tmp_path, checkpoint_every=7)
+    run(spec(), lambda step, _: saved.append((step, len(list(tmp_path.glob("run-*"))))))
+    first = next(step for step, files in saved if files)
+    assert first == 8  # the step after the seventh is the first to see its state
+    state = torch.load(next(tmp_path.glob("run-*")), weights_only=False)
+    assert state["step"] == 28  # the last multiple before the end

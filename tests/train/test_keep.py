@@ -17,14 +17,15 @@ from flops_fit.data.batches import prepare
 from flops_fit.errors import InputError
 from flops_fit.models import weights
 from flops_fit.records import RunSpec
-from flops_fit.train.ema import PowerEMA, power_of
+from flops_fit.train.ema import PowerEMA, _overlap, power_of, shares
 from flops_fit.train.engine import Trainer
-from flops_fit.train.keep import BEST, LAST
+from flops_fit.train.keep import BEST, LAST, averaged_after
 from flops_fit.train.loss import Objective
 from flops_fit.train.options import Placement, TrainOptions
 
 STEPS, BATCH = 40, 8
 FLOAT32 = 1e-6
+EXACT, CLOSE = 1e-4, 0.1  # of the way from an average to the last weights: rounding; 8 of 400 steps are kept
 
 
 class Net(nn.Module):
@@ -61,6 +62,36 @@ def trainer(folder: Path | None = None, loss: Any = squared, **options: Any) -> 
     source = prepare(TensorDataset(x, x.prod(1, keepdim=True) + x[:, :1]))
     chosen = TrainOptions(device="cpu", **options)
     return Trainer(Builds(), source, Objective(loss_fn=loss), chosen, Placement(threads=1, weights=folder))
+
+
+# --- averages after the run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "off"), [(0.05, EXACT), (0.07, CLOSE), (0.10, EXACT), (0.15, CLOSE)])
+def test_an_average_of_any_length_comes_from_the_snapshots(length: float, off: float, tmp_path: Path) -> None:
+    """As it would have been, had it been tracked: exactly where it was."""
+    trainer(tmp_path / "kept", snapshots=8)(spec(steps=400, tokens=400 * BATCH))
+    trainer(tmp_path / "tracked", ema=length)(spec(steps=400, tokens=400 * BATCH))
+    made = averaged_after(tmp_path / "kept", 400, length)
+    tracked, _ = weights.read(tmp_path / "tracked" / LAST)
+    last, _ = weights.read(tmp_path / "kept" / LAST)
+    for name, value in tracked.items():
+        assert (made[name] - value).norm() <= off * (last[name] - value).norm() + FLOAT32
+
+
+def test_overlaps_of_profiles_are_their_integrals() -> None:
+    """T1c: of a = 2 up to 3 and b = 4 up to 5, by quadrature; and an average at itself needs itself alone."""
+    x = np.linspace(0, 3, 300_001)
+    integral = np.trapezoid(3 * x**2 / 3**3 * 5 * x**4 / 5**5, x)
+    assert _overlap(*map(np.array, (3, 2, 5, 4))) == pytest.approx(integral, rel=1e-6)  # of the quadrature
+    assert _overlap(*map(np.array, (5, 4, 3, 2))) == pytest.approx(integral, rel=1e-6)
+    alone = shares([(50, 0.05), (100, 0.05), (100, 0.1)], 100, 0.1)
+    np.testing.assert_allclose(alone, [0, 0, 1], atol=1e-9)  # of a system of three equations
+
+
+def test_without_snapshots_there_is_nothing_to_average(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="snapshots: got none"):
+        averaged_after(tmp_path, 10, 0.1)
 
 
 # --- the average ----------------------------------------------------------------------------------------------------
@@ -181,7 +212,7 @@ def test_ten_steps_and_thirty_more_are_forty(tmp_path: Path) -> None:
         if step == 10:
             raise Stop
 
-    options: dict[str, Any] = {"loss": noisy, "ema": 0.1, "looks": 8}
+    options: dict[str, Any] = {"loss": noisy, "ema": 0.1, "looks": 8, "snapshots": 5}
     whole = trainer(tmp_path / "whole", **options)(spec())
     broken = trainer(tmp_path / "broken", **options).on(checkpoints=tmp_path / "states", checkpoint_seconds=0.0)
     with pytest.raises(Stop):
@@ -195,16 +226,18 @@ def test_ten_steps_and_thirty_more_are_forty(tmp_path: Path) -> None:
         first, config = weights.read(tmp_path / "whole" / name)
         second, other = weights.read(tmp_path / "broken" / name)
         assert config == other and all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (averaged_after(tmp_path / name, STEPS, 0.07) for name in ("whole", "broken"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_options_of_before_have_the_identity_of_before() -> None:
     """Journals must not be lost to options that nobody set."""
-    assert not {"ema", "looks", "patience"} & TrainOptions().identity().keys()
+    assert not {"ema", "looks", "snapshots", "patience"} & TrainOptions().identity().keys()
     chosen = {"ema": 0.1, "looks": 4, "patience": 2}
     assert TrainOptions(ema=0.1, looks=4, patience=2).identity().items() >= chosen.items()
 
 
-@pytest.mark.parametrize("options", [{"ema": 0.0}, {"ema": 0.5}, {"looks": -1}, {"patience": 2}])
+@pytest.mark.parametrize("options", [{"ema": 0.0}, {"ema": 0.5}, {"looks": -1}, {"patience": 2}, {"snapshots": -1}])
 def test_what_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="allowed"):
         TrainOptions(**options)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flops_fit.errors import InputError
+
+Numbers = NDArray[np.float64]
 
 LONGEST = 0.25  # of a run: a power of 0.7; with a smaller one the average still knows the first steps
 
@@ -25,6 +28,31 @@ def power_of(length: float) -> float:
         )
     wide = length**-2
     return float(np.roots([1, 7, 16 - wide, 12 - wide]).real.max())
+
+
+def shares(snapshots: Sequence[tuple[float, float]], step: float, length: float) -> Numbers:
+    """(n,) shares of snapshots whose sum has most nearly the profile of an average of `length` at `step` (T1c).
+
+    Args:
+        snapshots: (step, length) of the averages that were kept.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not snapshots:
+        raise InputError("snapshots: got none; train with snapshots=2 or more")
+    steps = np.array([at for at, _ in snapshots], dtype=float)
+    powers = np.array([power_of(wide) for _, wide in snapshots])
+    among = _overlap(steps[:, None], powers[:, None], steps, powers)  # (n, n)
+    wanted = _overlap(steps, powers, np.array(step), np.array(power_of(length)))  # (n,)
+    found = np.linalg.lstsq(among, wanted, rcond=None)[0]
+    return np.asarray(found / found.sum(), dtype=np.float64)  # what never changed must come out as it was
+
+
+def _overlap(s: Numbers, a: Numbers, t: Numbers, b: Numbers) -> Numbers:
+    """Integral of the product of two profiles, of powers a at step s and b at step t (Karras et al. 2024, Eq. 151)."""
+    within = np.where(s < t, (s / t) ** b, (t / s) ** a)
+    return np.asarray((a + 1) * (b + 1) * within / ((a + b + 1) * np.maximum(s, t)), dtype=np.float64)
 
 
 class PowerEMA:

@@ -32,7 +32,7 @@ from flops_fit.train.machine import (
     out_of_memory,
     peak_memory,
 )  # fmt: skip
-from flops_fit.train.optim import adamw, set_lr
+from flops_fit.train.optim import optimiser, set_lr
 from flops_fit.train.options import Placement, TrainOptions
 from flops_fit.train.parallel import Trouble, join, load_states, place, states
 
@@ -41,6 +41,7 @@ Progress = Callable[[int, float], None]  # (step, training loss)
 CURVE_POINTS = 64    # points kept of the training curve
 LOSS_EVERY_CUDA = 20  # steps between looks at the loss on CUDA, where each look waits for the device
 WORSE_THAN_START = 1.02  # a held-out loss this much above that of the untrained model means that the run diverged
+LEARNED = 0.999  # a best held-out loss above this much of the untrained model's means that nothing was learned
 SAVING_SHARE = 0.05  # most of the time that may go into saving states
 STEPS_BETWEEN_CLOCKS = 16  # ranks compare their clocks this rarely: it costs a message
 
@@ -137,7 +138,7 @@ class TrainingRun:
         self.model = trainer.builder.build(spec.size).to(self.device)
         self.ranks = place(self.model, self.ranks, self.device, self.placement.shard)
         self.model.train()
-        self.optimizer = adamw(self.model, trainer.options)
+        self.optimizer = optimiser(self.model, trainer.options)
         self.cuts = self.ranks.cuts(spec.batch_size, self.placement.micro_batch)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.keeper = Keeper(self.model, spec, self.options, self.placement.weights, self.ranks)
@@ -178,8 +179,11 @@ class TrainingRun:
                     with self.trouble:
                         progress(self.step, value)
             self.ended = self.keeper.after(self.step, lambda: self.evaluate(progress))
+            if reason := self._hopeless():
+                return reason
             if self.ended:
                 break
+            self._show()
             leaves_trunk = bool(spec.lane) and self.step == self.branching
             if self.checkpoints is not None and (leaves_trunk or self._due(saved, saving)):
                 began = time.monotonic()
@@ -249,6 +253,24 @@ class TrainingRun:
             return f"the held-out loss {loss:.4g} is above {start}: not learned"
         return ""
 
+    def _hopeless(self) -> str:
+        """Why it is not worth going on: by now it should know more than the untrained model."""
+        by, best = self.options.learns_by, self.keeper.best
+        if by is None or self.step < by * self.spec.steps or self.untrained <= 0 or best < LEARNED * self.untrained:
+            return ""
+        so_far = f"after {self.step:,} of {self.spec.steps:,} steps the held-out loss is {best:.4g}"
+        return f"{so_far}, that of the untrained model {self.untrained:.4g}: it does not learn"
+
+    @torch.no_grad()
+    def _show(self) -> None:
+        """The model as it is evaluated, to whoever wants to see it; its generators go on as they were."""
+        show, every = self.placement.show, self.placement.show_every
+        if show is None or not every or self.step % every or self.ranks.rank:
+            return
+        with self.keeper.averaged(), seeded(self.spec.seed):
+            show(self.model.eval(), self.step)
+        self.model.train()
+
     # --- state ------------------------------------------------------------------------------------------------------
 
     def newest(self) -> State | None:
@@ -297,6 +319,8 @@ class TrainingRun:
         """Whether a state should be kept now: not too often, and never for more than a share of the time."""
         if self.step == self.spec.steps or (self.ranks.count > 1 and self.step % STEPS_BETWEEN_CLOCKS):
             return False
+        if self.placement.checkpoint_every:
+            return self.step % self.placement.checkpoint_every == 0
         often = self.placement.checkpoint_seconds
         wait = max(often, saving / SAVING_SHARE) if often else -1.0
         return any(self.ranks.gather(time.monotonic() - saved > wait))

@@ -8,16 +8,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flops_fit.errors import InputError
 from flops_fit.models import weights
 from flops_fit.records import RunSpec
-from flops_fit.train.ema import PowerEMA
+from flops_fit.train.ema import PowerEMA, shares
 from flops_fit.train.options import TrainOptions
 from flops_fit.train.parallel import Ranks
 
-BEST, LAST = "best", "last"  # folders of weights
+BEST, LAST, SNAPSHOTS = "best", "last", "snapshots"  # folders of weights
+KEPT_LENGTHS = (0.05, 0.10)  # of the averages in snapshots: those of other lengths lie between (Karras et al. 2024)
+
+
+def averaged_after(folder: Path, step: int, length: float) -> dict[str, Tensor]:
+    """The average of `length` at `step`, from the snapshots that a run left in its folder (T1c).
+
+    Raises:
+        InputError: it left none.
+    """
+    found = [weights.read(one) for one in sorted((folder / SNAPSHOTS).glob("*"))]
+    of = shares([(about["step"], about["length"]) for _, about in found], step, length)
+    names = found[0][0]
+    return {
+        name: sum((x * tensors[name] for x, (tensors, _) in zip(of.tolist(), found, strict=True)), torch.tensor(0.0))
+        if value.is_floating_point() else value
+        for name, value in names.items()
+    }  # fmt: skip
 
 
 class Keeper:
@@ -32,6 +50,9 @@ class Keeper:
         self.ema = PowerEMA(model, options.ema) if options.ema else None
         looks = options.looks
         self.looks = {math.ceil(spec.steps * k / looks) for k in range(1, looks + 1)} if looks else set()
+        some = options.snapshots if self.folder is not None else 0
+        self.shots = {math.ceil(spec.steps * k / some) for k in range(1, some + 1)} if some else set()
+        self.tracked = [PowerEMA(model, length) for length in KEPT_LENGTHS] if some else []
         self.seen: list[tuple[int, float]] = []  # (D, held-out loss) of every look
         self.best = math.inf
         self.waited = 0  # looks since the best one
@@ -40,6 +61,10 @@ class Keeper:
         """After optimiser step `step`, counted from 1. Returns "" or why the run should end here."""
         if self.ema is not None:
             self.ema.update(self.model, step)
+        for average in self.tracked:
+            average.update(self.model, step)
+        if step in self.shots:
+            self._snapshot(step)
         if step not in self.looks:
             return ""
         loss = evaluate()
@@ -70,7 +95,8 @@ class Keeper:
 
     def state(self) -> dict[str, Any]:
         average = {} if self.ema is None else self.ema.average
-        return {"seen": self.seen, "best": self.best, "waited": self.waited, "average": average}
+        tracked = [one.average for one in self.tracked]
+        return {"seen": self.seen, "best": self.best, "waited": self.waited, "average": average, "tracked": tracked}
 
     def restore(self, state: dict[str, Any], own: bool) -> None:
         """`own`: the state is of this very run, not of a shorter one of its trunk, which looked at other steps."""
@@ -79,6 +105,15 @@ class Keeper:
             self.best, self.waited = state["best"], state["waited"]
         if self.ema is not None:
             self.ema.restore(state["average"])
+        for one, average in zip(self.tracked, state.get("tracked", ()), strict=True):
+            one.restore(average)
+
+    def _snapshot(self, step: int) -> None:
+        assert self.folder is not None
+        for length, one in zip(KEPT_LENGTHS, self.tracked, strict=True):
+            with one.applied(self.model):
+                about = {"step": step, "length": length}
+                weights.save(self.folder / SNAPSHOTS / f"{step}-{length:g}", self.model.state_dict(), about)
 
     def _write(self, name: str, step: int, loss: float) -> None:
         if self.folder is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flops_fit.errors import InputError
 from flops_fit.records import RunSpec
@@ -14,6 +16,8 @@ from flops_fit.train.ema import power_of
 from flops_fit.train.machine import device_of
 from flops_fit.train.schedule import Shape, wsd
 
+Show = Callable[[nn.Module, int], None]
+OPTIMIZERS = ("adamw", "muon")
 CHECKPOINT_SECONDS = 60.0  # a shorter run is done again sooner than a reader notices
 
 
@@ -29,9 +33,12 @@ class TrainOptions:
     beta2: float = 0.99
     eps: float = 1e-8
     clip: float = 1.0           # largest norm of the gradient
+    optimizer: str = "adamw"    # "muon": on the matrices of blocks, AdamW on all else (train.muon)
     device: str = "auto"        # "auto": CUDA when there
     ema: float | None = None    # length of the average of weights that is evaluated, as a share of the run (Eq. T1)
     looks: int = 0              # at the held-out loss on the way, equally far apart; the last one is at the end
+    snapshots: int = 0          # of two averages on the way, so that one of any length can be had after the run
+    learns_by: float | None = None  # share of the run by which a look must beat the untrained model, or it fails
     patience: int = 0           # looks without a new best after which the run ends; 0: it never ends early
 
     def __post_init__(self) -> None:
@@ -43,8 +50,14 @@ class TrainOptions:
             raise InputError(f"decay: got {self.decay}; allowed is 0 to {1 - self.warmup:g} (1 - warmup) of the run")
         if self.shape not in ("linear", "1-sqrt"):
             raise InputError(f'shape: got {self.shape!r}; allowed are "linear" and "1-sqrt" (how the decay falls)')
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError.unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.ema is not None:
             power_of(self.ema)
+        if self.learns_by is not None and not (0 < self.learns_by <= 1 and self.looks):
+            raise InputError(f"learns_by: got {self.learns_by}; allowed is a share of the run, and it takes looks")
+        if self.snapshots < 0:
+            raise InputError(f"snapshots: got {self.snapshots}; allowed are whole numbers from 0 on")
         if self.looks < 0 or self.patience < 0 or (self.patience and not self.looks):
             raise InputError(
                 f"looks, patience: got {self.looks}, {self.patience}; allowed are whole numbers from 0 on, and to end "
@@ -53,7 +66,7 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """All fields that change a run. Later ones are left out where unused: journals of before stay valid."""
-        unused = {"ema": None, "looks": 0, "patience": 0}
+        unused = {"optimizer": "adamw", "ema": None, "looks": 0, "snapshots": 0, "learns_by": None, "patience": 0}
         return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     def torch_device(self) -> torch.device:
@@ -81,9 +94,12 @@ class Placement:
     checkpoints: Path | None = None    # folder of the states of unfinished runs; None: a killed run begins anew
     weights: Path | None = None        # folder for the run's last and best weights (train.keep); None: not kept
     checkpoint_seconds: float = CHECKPOINT_SECONDS  # at least so long between two states of a run; 0: after each step
+    checkpoint_every: int | None = None  # steps from one state to the next, instead of seconds
+    show: Show | None = None           # (model with averaged weights, step), called on the way
+    show_every: int | None = None      # steps from one call to the next
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "threads", "ranks"):
+        for name in ("micro_batch", "threads", "ranks", "checkpoint_every", "show_every"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}: got {value!r}; allowed is a whole number from 1 on; leave it out for all")
