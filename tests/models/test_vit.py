@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flops_fit.models.vit import VisionTransformer, grid_positions
+from flops_fit.models.patches import grid_positions
+from flops_fit.models.vit import VisionTransformer
 from flops_fit.train.measure import count_flops
 
 SAME = 1e-12   # float64, sums in another order

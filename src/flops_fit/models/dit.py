@@ -37,8 +37,11 @@ class AdaLNBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shifts = self.modulation(F.silu(c))[:, None].chunk(6, dim=2)  # (B, 1, H) each
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = shifts
+        return self.modulated(x, self.modulation(F.silu(c)))
+
+    def modulated(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x (B, T, H); modulation (B, 6 H), what the condition makes of the block."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation[:, None].chunk(6, dim=2)  # (B, 1, H) each
         x = x + gate_a * self._attention(self.attention_norm(x) * (1 + scale_a) + shift_a)
         return cast(Tensor, x + gate_m * self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m))
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flops_fit.models.patches import grid_positions, patchify
 
 
 class Block(nn.Module):
@@ -34,21 +35,6 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, tokens, width))  # (B, T, D)
         return x + cast(Tensor, self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
-
-
-def grid_positions(side: int, width: int) -> Tensor:
-    """(side^2, width): sines and cosines of each patch's row, then of its column, at width / 4 frequencies each.
-
-    Frequencies fall from pi/2 to pi / (2 side), wavelengths from four patches to four times the grid: of those from 1
-    to 1/10,000 that are usual (Beyer et al. 2022), most would hardly turn within so small a grid.
-    """
-    if width % 4:
-        raise ValueError(f"d_model={width} must be a multiple of 4: sine and cosine of row and of column")
-    frequency = math.pi / 2 * side ** -torch.linspace(0, 1, width // 4)  # (D/4,)
-    angle = torch.arange(side)[:, None] * frequency  # (side, D/4)
-    line = torch.cat((angle.sin(), angle.cos()), dim=1)  # (side, D/2)
-    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
-    return torch.cat((rows, columns), dim=2).reshape(side * side, width)
 
 
 class VisionTransformer(nn.Module):
@@ -107,14 +93,11 @@ class VisionTransformer(nn.Module):
 
     def patches(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, T, C P P): the square patches, row by row."""
-        batch, channels, height, width = images.shape
-        if (channels, height, width) != (self.channels, self.image_size, self.image_size):
+        if images.shape[1:] != (self.channels, self.image_size, self.image_size):
             raise ValueError(
                 f"images: got {tuple(images.shape[1:])}, the model takes {(self.channels, *2 * (self.image_size,))}"
             )
-        side, p = self.image_size // self.patch, self.patch
-        cut = images.view(batch, channels, side, p, side, p).permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, P, P)
-        return cut.reshape(batch, side * side, channels * p * p)
+        return patchify(images, self.patch)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embedding(self.patches(images)) + self.positions  # (B, T, D)
