@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,28 @@ class GaussianPreconditioned(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        alpha, sigma, d_alpha, d_sigma = self.path.at(t, x)  # (B, 1) each
         mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
-        total = (alpha.square() * variances + sigma.square()).clamp(min=torch.finfo(x.dtype).tiny)  # (B, D)
-        off = x - alpha * mean
-        expected = d_alpha * mean + (d_alpha * alpha * variances + d_sigma * sigma) / total * off
-        deviation = total.sqrt()
-        spread = (d_alpha * sigma - alpha * d_sigma).abs() * variances.sqrt() / deviation
-        return expected + spread * cast(Tensor, self.network(off / deviation, t, **conditions))
+        expected, whitened, spread = gaussian_parts(self.path, mean, variances, x, t)
+        return expected + spread * cast(Tensor, self.network(whitened, t, **conditions))
+
+
+class Parts(NamedTuple):
+    """What a Gaussian says of x at t, each like x."""
+
+    expected: Tensor  # velocity
+    whitened: Tensor  # x with mean 0 and variance 1
+    spread: Tensor  # deviation of the velocity from the expected one
+
+
+def gaussian_parts(path: Path, mean: Tensor, variances: Tensor, x: Tensor, t: Tensor) -> Parts:
+    """Of x (B, ...) at t (B,), where data have this mean and these variances (...) along their axes (F16, F18)."""
+    alpha, sigma, d_alpha, d_sigma = path.at(t, x)  # (B, 1, ...) each
+    total = (alpha.square() * variances + sigma.square()).clamp(min=torch.finfo(x.dtype).tiny)  # (B, ...)
+    off = x - alpha * mean
+    expected = d_alpha * mean + (d_alpha * alpha * variances + d_sigma * sigma) / total * off
+    deviation = total.sqrt()
+    spread = (d_alpha * sigma - alpha * d_sigma).abs() * variances.sqrt() / deviation
+    return Parts(expected, off / deviation, spread)
 
 
 class Turned(nn.Module):
