@@ -151,8 +151,19 @@ def _wasserstein(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return float((np.diff(edges) * gaps**2).sum())
 
 
+def checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets in float64 on the CPU, so that no device or precision changes a score.
+
+    Raises:
+        InputError: not (n, D) and (m, D), fewer than two rows, or numbers that are not finite.
+    """
+    _check(a, b)
+    first, second = (rows.detach().cpu().double() for rows in (a, b))
+    return first, second
+
+
 def _check(a: Tensor, b: Tensor) -> None:
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         raise InputError(f"sets: got shapes {tuple(a.shape)} and {tuple(b.shape)}; allowed are (n, D) and (m, D)")
     if len(a) < 2 or len(b) < 2:
         raise InputError(f"sets: got {len(a)} and {len(b)} rows; a distance needs at least 2 in each")
