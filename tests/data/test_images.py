@@ -20,7 +20,7 @@ from torch import Tensor
 from contracts.source import SourceContract
 from flops_fit.data.batches import MapSource, prepare, seeded
 from flops_fit.data.images import SHIFT, Augment, Images, ImageSets, image_sets, mirrored
-from flops_fit.data.pictures import SHAPES, drawn_shapes
+from flops_fit.data.pictures import SHAPES, drawn_shapes, read
 from flops_fit.errors import InputError, MissingExtra
 
 FLOAT = 1e-6   # float32 means of a few thousand bytes, and one multiply-add a pixel
@@ -191,9 +191,11 @@ def broken_table(path: Path, broken: int, count: int = 300) -> Path:
 
 
 def test_a_few_corrupt_images_are_left_out_and_counted(tmp_path: Path) -> None:
-    sets = image_sets(broken_table(tmp_path / "a.parquet", broken=3))
+    path = broken_table(tmp_path / "a.parquet", broken=3)
+    sets = image_sets(path)
     assert len(sets.training) + len(sets.held_out) == 297
     assert "; 3 that cannot be decoded are left out" in sets.description
+    assert [reason.split(":")[0] for reason in read(path, 32).skipped] == ["row 0", "row 1", "row 2"]
 
 
 def test_more_than_one_percent_corrupt_is_an_error(tmp_path: Path) -> None:
@@ -287,11 +289,11 @@ def test_a_missing_extra_is_named(
 # --- the data set itself ----------------------------------------------------------------------------------------------
 
 
-def small(augment: Augment = "none", count: int = 30) -> Images:
+def small(augment: Augment = "none", count: int = 30, told: bool = False) -> Images:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, 12, 12), dtype=torch.uint8, generator=generator)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
-    return Images(pixels, torch.arange(count) % 3, mean, std, augment)
+    return Images(pixels, torch.arange(count) % 3, mean, std, augment, told)
 
 
 def raw(images: Images, batch: Tensor) -> Tensor:
@@ -340,6 +342,21 @@ def test_every_augmented_image_is_a_shift_and_perhaps_a_mirror_image(augment: Au
     assert {down for down, _, _ in came} == {right for _, right, _ in came} == set(range(offsets))
     assert 240 < sum(flip for _, _, flip in came) < 360  # 600 coins, 4.9 standard deviations
     assert len(set(came)) > 0.7 * len(allowed)  # rows, columns and coins are drawn apart, and anew for each image
+
+
+def test_how_far_an_image_was_moved_is_told() -> None:
+    """Away from the rim it is the image itself or its mirror image, so many pixels further down and right."""
+    images, inside = small("moved", told=True), slice(SHIFT, 12 - SHIFT)
+    with seeded(3):
+        batch, _, moves = images.batch([7] * 200)
+    way = (moves * SHIFT).long()
+    assert way.unique().tolist() == list(range(-SHIFT, SHIFT + 1))
+    for image, (down, right) in zip(raw(images, batch), way.tolist(), strict=True):
+        moved = [one.roll((down, right), (1, 2)) for one in (images.pixels[7], images.pixels[7].flip(2))]
+        assert any(torch.equal(image[:, inside, inside], one[:, inside, inside]) for one in moved)
+    plain = small("none", told=True)
+    assert torch.equal(plain.batch([0, 1])[2], torch.zeros(2, 2)) and len(plain[0]) == 3
+    assert plain.fingerprint != small("none").fingerprint
 
 
 def test_an_unknown_augmentation_is_refused() -> None:

@@ -25,7 +25,7 @@ SHIFT = 4       # pixels that a training image is moved by at most, each way
 HELD_OUT = 0.1  # share of the images held out when the data come without a split
 
 
-class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+class Images(torch.utils.data.Dataset[tuple[Tensor, ...]]):
     """Sample i is (image (C, H, W) float, normalised; label () int64).
 
     Args:
@@ -34,13 +34,17 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         mean, std: (C,) float, of pixels in 0..1; subtracted, divided by.
         augment: "mirrored": half of the images; "moved": each by up to 4 pixels too, the rim mirrored. Anew at each
             fetch from torch's global generator (He et al. 2016, arXiv 1512.03385, section 4.2: there the rim is zero).
+        told: a batch has a third member, (B, 2) float: how far each image was moved, down and right, in units of SHIFT.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: Augment = "none") -> None:
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augment: Augment = "none", told: bool = False
+    ) -> None:
         if augment not in get_args(Augment):
             raise InputError(f"augment: got {augment!r}; allowed are {', '.join(map(repr, get_args(Augment)))}")
-        self.pixels, self.labels, self.mean, self.std, self.augment = pixels, labels, mean, std, augment
-        digest = hashlib.sha256(f"{tuple(pixels.shape)} {augment}".encode())
+        self.pixels, self.labels, self.mean, self.std = pixels, labels, mean, std
+        self.augment, self.told = augment, told
+        digest = hashlib.sha256(f"{tuple(pixels.shape)} {augment}{' told' if told else ''}".encode())
         for tensor in (pixels, labels, mean, std):
             digest.update(tensor.contiguous().numpy().data)
         self.fingerprint = digest.hexdigest()[:16]
@@ -50,31 +54,40 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.batch([index])
-        return images[0], labels[0]
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.batch([index]))
 
-    def batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: list[int]) -> tuple[Tensor, ...]:
         """The samples at `indices`, collated: images (B, C, H, W) float and labels (B,) int64."""
         chosen = torch.tensor(indices)
-        pixels = self.pixels[chosen] if self.augment == "none" else self._changed(chosen)
-        return torch.addcmul(self._offset, pixels, self._scale), self.labels[chosen]
+        pixels, moves = self.pixels[chosen], torch.zeros(len(chosen), 2)
+        if self.augment != "none":
+            pixels, moves = self._changed(chosen)
+        found = torch.addcmul(self._offset, pixels, self._scale), self.labels[chosen]
+        return (*found, moves) if self.told else found
 
-    def _changed(self, chosen: Tensor) -> Tensor:
-        """(B, C, H, W) uint8: each image moved by its own offset and mirrored or not, in one gather."""
+    def plain(self, indices: list[int]) -> Tensor:
+        """(B, C, H, W) float, normalised; as they are."""
+        return torch.addcmul(self._offset, self.pixels[indices], self._scale)
+
+    def _changed(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Each image moved by its own offset and mirrored or not, in one gather: ((B, C, H, W) uint8, moves (B, 2))."""
         count, (channels, height, width) = len(chosen), self.pixels.shape[1:]
         shift = SHIFT if self.augment == "moved" else 0
+        moves = [torch.randint(-shift, shift + 1, (count, 1)) for _ in range(2)]
         rows, columns = (
-            mirrored(torch.arange(side) + torch.randint(-shift, shift + 1, (count, 1)), side)
-            for side in (height, width)
+            mirrored(torch.arange(side) - move, side) for side, move in zip((height, width), moves, strict=True)
         )  # (B, H), (B, W)
-        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+        turned = torch.rand(count, 1) < 0.5
+        columns = torch.where(turned, columns.flip(1), columns)
+        moves[1] = torch.where(turned, -moves[1], moves[1])
         taken = (rows[:, :, None] * width + columns[:, None]).view(count, 1, -1)  # (B, 1, H W): where from
         flat = self.pixels[chosen].view(count, channels, -1)
-        return flat.gather(2, taken.expand(-1, channels, -1)).view(count, channels, height, width)
+        changed = flat.gather(2, taken.expand(-1, channels, -1)).view(count, channels, height, width)
+        return changed, torch.cat(moves, dim=1) / SHIFT
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Images, (self.pixels, self.labels, self.mean, self.std, self.augment)
+        return Images, (self.pixels, self.labels, self.mean, self.std, self.augment, self.told)
 
 
 def mirrored(positions: Tensor, length: int) -> Tensor:
@@ -109,13 +122,13 @@ def image_sets(
     pictures = drawn_shapes(size) if path is None else read(Path(path), size)
     names, codes = np.unique(pictures.labels, return_inverse=True)
     labels = torch.from_numpy(codes.astype(np.int64))  # (N,) 0..K-1 in the order of the names
-    train, held, how = _sides(pictures)
+    train, held, how = sides(pictures)
     if not len(train) or not len(held) or len(names) < 2:
         raise InputError(
             f"path: {path} gives {len(train)} images to train on and {len(held)} held out, in {len(names)} classes; "
             "both sides need some, and two classes at least"
         )
-    mean, std = _statistics(pictures.pixels[train])
+    mean, std = statistics(pictures.pixels[train])
     left_out = f"; {pictures.corrupt} that cannot be decoded are left out" if pictures.corrupt else ""
     moved = f", moved by up to {SHIFT} pixels and mirrored"
     changed = {"none": "", "mirrored": ", half of them mirrored", "moved": moved}[augment]
@@ -128,12 +141,12 @@ def image_sets(
     )
 
 
-def _sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
+def sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
     """(indices to train on, indices held out, how they were parted)."""
     training = np.isin(pictures.splits, TRAINING)
     held_name = next((name for name in TESTING if name in pictures.splits), None)
     if held_name is not None and training.any():
-        held, how = pictures.splits == held_name, f"as given ({held_name})"
+        held, how = pictures.splits == held_name, f"{pictures.parted} ({held_name})"
     else:
         training = training if training.any() else np.ones(len(pictures.splits), dtype=bool)
         digests = [hashlib.sha256(image.numpy()).digest() for image in pictures.pixels]
@@ -142,7 +155,7 @@ def _sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
     return torch.from_numpy(np.flatnonzero(training)), torch.from_numpy(np.flatnonzero(held)), how
 
 
-def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) of each channel in 0..1, exactly: by how often each of the 256 values occurs."""
     values = torch.arange(256, dtype=torch.float64) / 255
     share = torch.stack([channel.reshape(-1).bincount(minlength=256) for channel in pixels.unbind(1)]).double()

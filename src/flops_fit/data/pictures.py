@@ -10,12 +10,15 @@ import io
 import os
 import pickle
 import re
+import sys
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -28,7 +31,10 @@ from flops_fit.errors import InputError, MissingExtra
 MOST_CORRUPT = 0.01  # of the images; above it the data are at fault
 TRAINING = ("train", "training")
 TESTING = ("test", "val", "valid", "validation")
-AT_ONCE = 512        # images that a thread decodes before it asks for more
+AT_ONCE = 256        # images that a thread decodes before it asks for more
+TOLD_FROM = 4 * AT_ONCE  # images, of which a terminal shows how many are decoded
+LEAST_SIDE = 8       # pixels of a photograph
+PHOTOGRAPHS = ("RGB", "L")  # modes, as Pillow calls them: 8 bits a channel, three of them or grey
 IMAGE_COLUMNS = ("image", "img", "jpeg", "jpg", "png", "bytes")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
@@ -43,7 +49,13 @@ class Pictures:
     pixels: Tensor               # (N, 3, S, S) uint8
     labels: np.ndarray           # (N,) whole numbers or text
     splits: np.ndarray           # (N,) text, lower case; "" where the data name none
-    corrupt: int = 0             # images that could not be decoded
+    parted: str = "as given"     # how the splits came about
+    skipped: tuple[str, ...] = ()  # images that are left out: "NAME: why"
+
+    @property
+    def corrupt(self) -> int:
+        """Images that are left out."""
+        return len(self.skipped)
 
 
 # --- readers --------------------------------------------------------------------------------------------------------
@@ -90,7 +102,7 @@ def _parquet(files: Sequence[Path], size: int) -> Pictures:
                 f"path: {file} has columns {', '.join(names)}; one of {', '.join(IMAGE_COLUMNS)} must hold encoded "
                 f"images and one of {', '.join(LABEL_COLUMNS)} their labels; rename yours"
             )
-        found = [_bytes_in(value, file) for value in parquet.column(file, image)]
+        found = [bytes_in(value, file) for value in parquet.column(file, image)]
         encoded += found
         labels += parquet.column(file, label)
         own = file.name.split("-")[0].removesuffix(".parquet") if len(files) > 1 else ""
@@ -100,7 +112,7 @@ def _parquet(files: Sequence[Path], size: int) -> Pictures:
     return _decoded(files[0].name if len(files) == 1 else files[0].parent.name, encoded, labels, splits, size)
 
 
-def _bytes_in(value: Any, file: Path) -> bytes | Path:
+def bytes_in(value: Any, file: Path) -> bytes | Path:
     """The encoded image of a cell: bytes, or the struct {bytes, path} of Hugging Face's image feature."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or file.parent / str(value.get("path"))
@@ -127,41 +139,107 @@ def _folder(path: Path, size: int) -> Pictures:
 
 def _decoded(name: str, encoded: Sequence[bytes | Path], labels: Sequence[Any], splits: Sequence[Any], size: int
 ) -> Pictures:
-    try:
-        import PIL.Image  # here, not in the threads, so that its absence is told once
-    except ImportError as error:
-        raise MissingExtra.of("Pillow", "data", "to decode images") from error
+    pixels, broken = decoded(encoded, size)
+    if len(broken) > MOST_CORRUPT * len(encoded):
+        raise InputError(
+            f"path: {len(broken):,} of {len(encoded):,} images in {name} cannot be decoded, more than "
+            f"{MOST_CORRUPT:.0%}; look at the files"
+        )
+    kept = np.array([i not in broken for i in range(len(encoded))], dtype=bool)
+    sides = np.array(["" if split is None else str(split).lower() for split in splits])
+    skipped = tuple(f"{_called(encoded[i], i)}: {why}" for i, why in broken.items())
+    return Pictures(name=name, pixels=pixels, labels=np.array(labels)[kept], splits=sides[kept], skipped=skipped)
+
+
+def _called(encoded: bytes | Path, row: int) -> str:
+    return f"row {row}" if isinstance(encoded, bytes) else encoded.name
+
+
+def decoded(encoded: Sequence[bytes | Path], size: int, photographs: bool = False) -> tuple[Tensor, dict[int, str]]:
+    """((N, 3, size, size) uint8 of those that can be decoded, in order; why each of the others cannot, by position).
+
+    Args:
+        photographs: turned upright as their EXIF tells; and what is no photograph is left out too: a side of fewer than
+            LEAST_SIDE pixels, a mode not in PHOTOGRAPHS, or more pixels than Pillow trusts (a decompression bomb).
+
+    Raises:
+        MissingExtra: Pillow is not installed.
+    """
+    pillow = _pillow()
     pixels = torch.empty(len(encoded), 3, size, size, dtype=torch.uint8)
-    good = np.zeros(len(encoded), dtype=bool)
+    broken: dict[int, str] = {}
 
     def decode(start: int) -> None:  # each its own rows; decoding lets other threads go on
         for i in range(start, min(start + AT_ONCE, len(encoded))):
-            image = _decode(PIL.Image, size, encoded[i])
-            if image is not None:
-                pixels[i], good[i] = image, True
+            image = _decode(pillow, size, encoded[i], photographs)
+            if isinstance(image, str):
+                broken[i] = image
+            else:
+                pixels[i] = image
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        list(threads.map(decode, range(0, len(encoded), AT_ONCE)))
-    corrupt = int((~good).sum())
-    if corrupt > MOST_CORRUPT * len(encoded):
-        raise InputError(
-            f"path: {corrupt:,} of {len(encoded):,} images in {name} cannot be decoded, more than {MOST_CORRUPT:.0%}; "
-            "look at the files"
-        )
-    kept = np.flatnonzero(good)
-    sides = np.array(["" if split is None else str(split).lower() for split in splits])
-    return Pictures(name=name, pixels=pixels[kept], labels=np.array(labels)[kept], splits=sides[kept], corrupt=corrupt)
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        if photographs:
+            warnings.filterwarnings("ignore", module="PIL")  # of metadata that are not read
+            warnings.filterwarnings("error", category=pillow.Image.DecompressionBombWarning)
+        starts = range(0, len(encoded), AT_ONCE)
+        _shown(threads.map(decode, starts), len(starts), len(encoded))
+    kept = [i for i in range(len(encoded)) if i not in broken]
+    return pixels[kept] if broken else pixels, dict(sorted(broken.items()))
 
 
-def _decode(pillow: Any, size: int, encoded: bytes | Path) -> Tensor | None:
-    """(3, S, S) uint8, or None for what cannot be decoded."""
+def _pillow() -> Any:
+    """Imported before the threads begin, so that its absence is told once."""
     try:
-        with pillow.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError as error:
+        raise MissingExtra.of("Pillow", "data", "to decode images") from error
+    return PIL
+
+
+def _shown(parts: Iterator[None], count: int, images: int) -> None:
+    """Waits for all parts; a terminal shows how many are done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    quiet = images < TOLD_FROM or not sys.stderr.isatty()
+    told = {"console": Console(stderr=True), "transient": True, "disable": quiet, "total": count}
+    for _ in track(parts, f"decoding {images:,} images", **cast(Any, told)):
+        pass
+
+
+def _decode(pillow: Any, size: int, encoded: bytes | Path, photograph: bool = False) -> Tensor | str:
+    """(3, S, S) uint8, or why it cannot be decoded."""
+    try:
+        with pillow.Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            if photograph and (why := _no_photograph(image.mode, image.size)):
+                return why
             image.draft("RGB", (size, size))  # a large JPEG is decoded at a fraction of its size
+            if photograph:
+                with suppress(Exception):  # what its EXIF means is unknown when it is broken
+                    pillow.ImageOps.exif_transpose(image, in_place=True)
             whole = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
-    except Exception:  # decoders raise whatever a broken file makes them stumble over; it is counted and told
-        return None
+    except pillow.UnidentifiedImageError:
+        return "no image that can be read"
+    except Exception as error:  # decoders raise whatever a broken file makes them stumble over; it is told
+        return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return _square(whole[None], size)[0]
+
+
+def _no_photograph(mode: str, shape: tuple[int, int]) -> str:
+    """Why an image of that mode, width and height is left out; "" where it is not."""
+    if mode not in PHOTOGRAPHS:
+        return f"its pixels are {mode}, not 8-bit RGB or grey"
+    return f"{shape[0]}x{shape[1]} pixels, fewer than {LEAST_SIDE} a side" if min(shape) < LEAST_SIDE else ""
+
+
+def dimensions(encoded: Sequence[bytes | Path]) -> np.ndarray:
+    """(N, 2): width and height of each image as it is stored, read from its head alone."""
+    pillow, found = _pillow(), []
+    for one in encoded:
+        with pillow.Image.open(io.BytesIO(one) if isinstance(one, bytes) else one) as image:
+            found.append(image.size)
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _square(pixels: Tensor, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +53,16 @@ class Losses:
 
 
 @torch.no_grad()
-def held_out_losses(velocities: Mapping[str, Velocity], path: Path, data: Tensor, seed: int = 0) -> Losses:
-    """Every predictor's errors on held-out data (n, ...): uniform t, independent noise, the same for all of them."""
+def held_out_losses(
+    velocities: Mapping[str, Callable[..., Tensor]], path: Path, data: Tensor, seed: int = 0,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> Losses:  # fmt: skip
+    """Every predictor's errors on held-out data (n, ...): uniform t, independent noise, the same for all of them.
+
+    Args:
+        velocities: each (x (B, ...), t (B,), **conditions of those rows) -> like x.
+        conditions: (n, ...) of the rows, by name.
+    """
     generator = torch.Generator().manual_seed(seed)
     times = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
     found: dict[str, list[Tensor]] = {name: [] for name in velocities}
@@ -65,8 +73,9 @@ def held_out_losses(velocities: Mapping[str, Velocity], path: Path, data: Tensor
         for start in range(0, len(data), AT_ONCE):
             rows = slice(start, start + AT_ONCE)
             point = path.point(noise[rows], data[rows], time.to(data).expand(len(data[rows])))
+            known = {name: values[rows] for name, values in (conditions or {}).items()}
             for name, velocity in velocities.items():
-                found[name][-1][rows] = squared_error(velocity(point.x, point.t), point).double().cpu()
+                found[name][-1][rows] = squared_error(velocity(point.x, point.t, **known), point).double().cpu()
     return Losses(times.numpy(), {name: torch.stack(columns, dim=1).numpy() for name, columns in found.items()})
 
 

@@ -104,6 +104,18 @@ def solve(
     return Solution(x, nfe, grid, torch.stack(kept) if trajectory else None)
 
 
+def times_asked(method: str, steps: int) -> Tensor:
+    """(n,) ascending: the times at which a solver asks for the velocity, as it says itself of one that is zero."""
+    asked: list[float] = []
+
+    def still(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(float(t[0]))
+        return torch.zeros_like(x)
+
+    solve(still, torch.zeros(1, 1), method, steps)
+    return torch.tensor(sorted(set(asked)))
+
+
 # Dormand, Prince 1980: a row for each stage, then the weights of the fifth order and of its difference to the fourth.
 _NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _STAGES = (

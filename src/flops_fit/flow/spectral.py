@@ -7,7 +7,8 @@ three mixtures of the colours, their covariance is nearly diagonal (docs/math.md
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,11 +105,15 @@ class SpectralPreconditioned(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        return self.around(self.network, x, t, **conditions)
+
+    def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        """`forward` with another network inside, such as one that is prepared for sampling."""
         spectrum = self.spectrum
         expected, whitened, spread = gaussian_parts(
             self.path, spectrum.mean, spectrum.variances, spectrum.there(x), t
         )
-        said = cast(Tensor, self.network(spectrum.back(whitened), t, **conditions))
+        said = network(spectrum.back(whitened), t, **conditions)
         return spectrum.back(expected + spread * spectrum.there(said))
 
 

@@ -36,7 +36,7 @@ from flops_fit.train.identity import code_hash
 from flops_fit.train.keep import BEST
 from flops_fit.train.loss import Objective, unit_of
 from flops_fit.train.measure import Measurer
-from flops_fit.train.options import Placement, TrainOptions
+from flops_fit.train.options import Placement, Show, TrainOptions
 
 PROBE_SAMPLES = 2
 KEPT = "kept"  # folder of the run's own weights
@@ -55,7 +55,8 @@ class Training:
     dataset: Any
     held_out: Any = None
     objective: Callable[[nn.Module, Any], Tensor]
-    epochs: float  # passes over the training data
+    epochs: float = 1.0  # passes over the training data
+    steps: int | None = None  # optimiser steps instead of epochs
     batch_size: int
     lr: float  # peak
     seed: int = 0
@@ -64,6 +65,10 @@ class Training:
     parts: Callable[[nn.Module], Mapping[str, Tensor]] = nn.Module.state_dict  # what the bundle's weights are
     evaluate: Callable[[nn.Module], Sequence[Metric]] | None = None
     finish: Callable[[Path], None] | None = None  # writes what else belongs in the bundle
+    micro_batch: int | None = None  # samples that go through the model at once; gradients add up to the whole batch
+    checkpoint_every: int | None = None  # steps; None: by the clock
+    show: Show | None = None  # sees the model, with averaged weights, on the way
+    show_every: int | None = None  # steps
     half: bool = False  # trained numbers are rounded to half precision, then judged and kept
 
 
@@ -167,6 +172,8 @@ def _kept(folder: Path, result: RunResult) -> tuple[Metric, ...] | None:
 
 
 def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+    if training.steps is not None and training.steps < 1:
+        raise InputError(f"steps: got {training.steps}; allowed are whole numbers from 1 on")
     for name, value in {"epochs": training.epochs, "lr": training.lr}.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}: got {value}; allowed are finite numbers above 0")
@@ -181,7 +188,7 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
     if source.samples is None:
         raise InputError("data: a stream of unknown length has no epochs; give a data set with a length")
     batch_size = min(training.batch_size, source.samples)  # a larger one would see samples twice in a step
-    steps = max(1, math.ceil(training.epochs * source.samples / batch_size))
+    steps = training.steps or max(1, math.ceil(training.epochs * source.samples / batch_size))
     identity = {
         "model": code_hash(training.model_cls), "config": dict(training.config),
         "objective": code_hash(training.objective), "data": source.fingerprint, "held_out": source.held_out_from,
@@ -194,7 +201,10 @@ def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[
         seed=training.seed, budget=measured.flops_per_token * steps * batch_size * tokens, role="train",
     )  # fmt: skip
     here = folder.resolve()
-    placement = Placement(checkpoints=here / CHECKPOINTS, weights=here / KEPT / spec.key)
+    placement = Placement(
+        checkpoints=here / CHECKPOINTS, weights=here / KEPT / spec.key, micro_batch=training.micro_batch,
+        checkpoint_every=training.checkpoint_every, show=training.show, show_every=training.show_every,
+    )  # fmt: skip
     return Trainer(measurer, source, objective, training.options, placement), spec, identity
 
 

@@ -256,7 +256,8 @@ class TrainingRun:
     def _hopeless(self) -> str:
         """Why it is not worth going on: by now it should know more than the untrained model."""
         by, best = self.options.learns_by, self.keeper.best
-        if by is None or self.step < by * self.spec.steps or self.untrained <= 0 or best < LEARNED * self.untrained:
+        early = by is None or self.step < by * self.spec.steps or not self.keeper.seen
+        if early or self.untrained <= 0 or best < LEARNED * self.untrained:
             return ""
         so_far = f"after {self.step:,} of {self.spec.steps:,} steps the held-out loss is {best:.4g}"
         return f"{so_far}, that of the untrained model {self.untrained:.4g}: it does not learn"

@@ -18,6 +18,7 @@ MOMENTUM = 0.95  # with Nesterov's look ahead
 LIKE_ADAMW = 0.2  # root mean square of a step of AdamW
 A, B, C = 3.4445, -4.7750, 2.0315  # X <- A X + (B G + C G^2) X, G = X X': singular values to about 1 (Jordan et al.)
 ROUNDS = 5
+LEAST = 1e-7  # norm of a gradient: less, and its squares are no numbers to build a step on
 
 
 class Muon(torch.optim.AdamW):
@@ -68,7 +69,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)[:, None, None]
+    x = x / x.flatten(1).norm(dim=1).clamp(min=LEAST)[:, None, None]
     x = x if x.device.type == "cpu" else x.bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.mT  # (K, m, m), of the smaller side

@@ -17,6 +17,7 @@ from flops_fit.train.machine import device_of
 from flops_fit.train.schedule import Shape, wsd
 
 Show = Callable[[nn.Module, int], None]
+MOST_WARMUP = 0.1
 OPTIMIZERS = ("adamw", "muon")
 CHECKPOINT_SECONDS = 60.0  # a shorter run is done again sooner than a reader notices
 
@@ -42,9 +43,10 @@ class TrainOptions:
     patience: int = 0           # looks without a new best after which the run ends; 0: it never ends early
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 0.1:
+        if not 0 <= self.warmup <= MOST_WARMUP:
             raise InputError(
-                f"warmup: got {self.warmup}; allowed is 0 to 0.1 of the run (longer bends the law, docs/math.md P4)"
+                f"warmup: got {self.warmup}; allowed is 0 to {MOST_WARMUP} of the run "
+                "(longer bends the law, docs/math.md P4)"
             )
         if not 0 <= self.decay <= 1 - self.warmup:
             raise InputError(f"decay: got {self.decay}; allowed is 0 to {1 - self.warmup:g} (1 - warmup) of the run")

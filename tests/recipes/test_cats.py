@@ -1,0 +1,146 @@
+"""The recipe of flows over pictures: trained, kept, loaded, sampled; what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flops_fit.data.pictures import Pictures
+from flops_fit.errors import FitError, InputError
+from flops_fit.models import weights
+from flops_fit.recipes.cats import PRESETS, CatFlow, CatMatching, Guidance, Preset, training
+from flops_fit.runs.watch import Quiet
+from flops_fit.study.training import train
+
+SIZE = 8
+TINY = {"image_size": SIZE, "patch": 2, "hidden": 32, "layers": 2, "heads": 2}
+FAST = Preset(network="tinydit-32", steps=200, batch_size=16, lr=5e-3, warmup_steps=20, looks=4)
+
+
+def squares(n: int = 500, held_out: int = 60) -> Pictures:
+    """A light square of 3 x 3 on dark, anywhere; its class says how high. No Gaussian knows edges."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randint(0, SIZE - 2, (n, 1), generator=generator) for _ in range(2))
+    line = torch.arange(SIZE)
+    inside = ((line >= rows) & (line < rows + 3))[:, :, None] & ((line >= columns) & (line < columns + 3))[:, None]
+    pixels = (40 + 180 * inside.byte())[:, None].expand(-1, 3, -1, -1).contiguous()  # (n, 3, S, S)
+    splits = np.array(["val"] * held_out + ["train"] * (n - held_out))
+    return Pictures(name="squares", pixels=pixels, labels=(rows[:, 0] // 2).numpy(), splits=splits)
+
+
+SQUARES = squares()
+FLOAT32 = 1e-4  # of pixels in 0..255, before rounding
+
+
+def one(preset: Preset = FAST, **changes: Any) -> Any:
+    return training(SQUARES, preset, **{"network": TINY, "spectral": False} | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("cats")
+    train(one(), made / "flow", watch=Quiet())
+    return made / "flow"
+
+
+def test_it_is_trained_kept_and_sampled(folder: Path) -> None:
+    flow = CatFlow.load(folder)
+    labels = torch.arange(5)
+    found = flow.sample(labels, seed=1, steps=4)
+    assert found.shape == (5, 3, SIZE, SIZE) and found.dtype == torch.uint8
+    assert torch.equal(flow.sample(labels, seed=1, steps=4), found)
+    assert torch.equal(flow.sample(labels[:2], seed=1, steps=4), found[:2])  # picture i does not ask how many there are
+    assert not torch.equal(flow.sample(labels, seed=2, steps=4), found)
+    others = flow.sample(labels + 1, seed=1, steps=4)
+    assert (others.int() - found.int()).abs().max() > 0
+
+
+def test_it_learned_more_than_the_gaussians(folder: Path) -> None:
+    """After 200 steps of 16 pictures its loss is below that of every predictor that needs no training."""
+    flow = CatFlow.load(folder)
+    train_set, held_out = one().dataset, one().held_out
+    found = {m.name: m for m in flow.losses(held_out.pixels, held_out.labels, train_set.pixels).metrics()}
+    order = [found[f"loss{of}"].value for of in ("", "_gaussian", "_isotropic", "_zero")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("changes", [{"spectral": True}, {"predicts": "data"}, {"mirrored": False}])
+def test_other_ways_come_back_as_they_were(changes: dict[str, Any], tmp_path: Path) -> None:
+    preset = replace(FAST, times="uniform", looks=1)
+    made = train(one(preset, **changes), tmp_path, watch=Quiet())
+    held_out, flow = one().held_out, CatFlow.load(tmp_path)
+    again = {m.name: m.value for m in flow.losses(held_out.pixels, held_out.labels).metrics()}
+    assert again["loss"] == pytest.approx({m.name: m.value for m in made.metrics}["loss"], rel=FLOAT32)
+
+
+def test_guidance_changes_what_it_should(folder: Path) -> None:
+    flow, labels = CatFlow.load(folder), torch.tensor([0, 3])
+    plain = flow.sample(labels, steps=4)
+    assert torch.equal(flow.sample(labels, steps=4, guidance=Guidance(scale=2, interval=(0.9999, 1.0)), method="euler"),
+                       flow.sample(labels, steps=4, method="euler"))  # fmt: skip
+    for other in (Guidance(scale=3), Guidance(scale=3, optimised=True), Guidance(scale=2, weaker=flow)):
+        same = torch.equal(flow.sample(labels, steps=4, guidance=other), plain)
+        assert same == (other.weaker is flow)  # away from itself is nowhere
+
+
+def test_without_labels_it_is_the_null_class(folder: Path) -> None:
+    """Dropped labels become K, the label that guidance takes for none."""
+    model = CatFlow.load(folder).network
+    seen = []
+
+    class Listens(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            seen.append(labels)
+            return torch.zeros_like(x, requires_grad=True)
+
+    matching, listens = CatMatching(13), Listens()
+    batch = torch.randn(4000, 1, 1, 1), torch.zeros(4000, dtype=torch.int64)
+    matching(listens.train(), batch)
+    matching(listens.eval(), batch)
+    dropped = (seen[0] == model.null).float().mean()
+    assert 0.08 < dropped < 0.12 and set(seen[0].tolist()) == {0, 13}  # a tenth, within four deviations
+    assert seen[1].unique().tolist() == [0]
+
+
+def test_presets_say_what_they_are_called_for() -> None:
+    base, high = PRESETS["baseline"], PRESETS["high-accuracy"]
+    assert (base.steps, base.batch_size, base.lr, base.warmup_steps) == (300_000, 256, 1e-4, 10_000)
+    assert (high.steps, high.accumulation, high.lr, high.warmup_steps) == (400_000, 2, 5e-5, 15_000)
+
+
+def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
+    made = one(replace(FAST, batch_size=8, accumulation=2))
+    assert made.batch_size == 16 and made.micro_batch == 8
+
+
+@pytest.mark.parametrize(("made", "said"), [
+    (lambda: one(replace(FAST, warmup_steps=21)), "warmup_steps: got 21 of 200 steps; allowed are 10%"),
+    (lambda: training(SQUARES, FAST), "data: got pictures of 8 pixels; tinydit-32 takes 32"),
+    (lambda: one(replace(FAST, network="tinydit-46")), "did you mean tinydit-64"),
+    (lambda: one(network={**TINY, "patch": 5}), "image_size: got 8, no multiple of patch=5; allowed are 5, 10"),
+    (lambda: one(replace(FAST, times="unifrom")), "did you mean uniform"),
+])  # fmt: skip
+def test_what_cannot_be_trained(made: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        train(made(), tmp_path, watch=Quiet())
+
+
+def test_weights_of_another_preset_are_refused(folder: Path, tmp_path: Path) -> None:
+    tensors, config = weights.read(folder)
+    weights.save(tmp_path, tensors, {**config, "network": {**config["network"], "layers": 3}})
+    with pytest.raises(InputError, match="another architecture"):
+        CatFlow.load(tmp_path)
+    weights.save(tmp_path, tensors, {**config, "kind": "sentences"})
+    with pytest.raises(InputError, match="a bundle of kind 'sentences'; allowed is 'cats'"):
+        CatFlow.load(tmp_path)
+
+
+def test_a_rate_at_which_nothing_is_learned_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match="after 50 of 200 steps .* it does not learn"):
+        train(one(replace(FAST, lr=1e-9)), tmp_path, watch=Quiet())
