@@ -108,6 +108,16 @@ def test_what_is_prepared_says_the_same(skips: bool) -> None:
         assert torch.equal(prepared(x, elsewhere, labels=labels), model(x, elsewhere, labels))
 
 
+def test_changes_of_the_picture_are_told_and_none_is_no_change() -> None:
+    model, (x, t, labels) = awake(TinyDiT(**SMALL, augments=2)), batch()
+    with torch.no_grad():
+        plain = model(x, t, labels)
+        assert torch.equal(model(x, t, labels, augment=torch.zeros(3, 2)), plain)
+        assert (model(x, t, labels, augment=torch.ones(3, 2)) - plain).abs().min() > 0
+    with pytest.raises(InputError, match="augment: got changes that this network was not built for"):
+        TinyDiT(**SMALL)(x, t, labels, augment=torch.ones(3, 2))
+
+
 @pytest.mark.parametrize(("changes", "said"), [
     ({"image_size": 18}, "image_size: got 18, no multiple of patch=4; allowed are 16, 20"),
     ({"hidden": 30}, "hidden: got 30; allowed are multiples of 4 and of the 2 heads"),

@@ -36,11 +36,13 @@ class TinyDiT(nn.Module):
         classes: K; labels are 0..K-1, and K for no class at all, what dropped labels become in training.
         channels: C.
         skips: each block of the second half sees the output of its mirror image in the first half too.
+        augments: A numbers that say how a training picture was changed, so that samples come out unchanged (Karras et
+            al. 2022, arXiv 2206.00364, appendix F.2): `forward(..., augment=(B, A))`; none given is 0, no change.
     """
 
     def __init__(
         self, hidden: int = 384, image_size: int = 128, patch: int = 16, layers: int = 12, heads: int = 6,
-        classes: int = 13, channels: int = 3, skips: bool = False, dropout: float = 0.0,
+        classes: int = 13, channels: int = 3, skips: bool = False, augments: int = 0, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         if image_size % patch:
@@ -54,6 +56,7 @@ class TinyDiT(nn.Module):
         self.time = TimeEmbedding(hidden)
         self.label = nn.Embedding(classes + 1, hidden)
         nn.init.normal_(self.label.weight, std=0.02)
+        self.augment = nn.Linear(augments, hidden, bias=False) if augments else None
         self.embedding = nn.Linear(channels * patch**2, hidden)
         self.register_buffer("positions", grid_positions(image_size // patch, hidden), persistent=False)  # (T, H)
         self.blocks = nn.ModuleList(AdaLNBlock(hidden, heads, dropout) for _ in range(layers))
@@ -74,17 +77,22 @@ class TinyDiT(nn.Module):
         """The label of no class."""
         return self.classes
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.modulated(x, self.modulations(t, labels))
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, augment: Tensor | None = None) -> Tensor:
+        return self.modulated(x, self.modulations(t, labels, augment))
 
-    def modulations(self, t: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def modulations(self, t: Tensor, labels: Tensor, augment: Tensor | None = None) -> tuple[Tensor, ...]:
         """What time (B,) and label (B,) make of each block, (B, 6 H), and of the end, (B, 2 H): they know no pixels.
 
         Raises:
             InputError: a label that is none of 0..K.
         """
         self._check_labels(labels)
-        c = F.silu(self.time(t) + self.label(labels))  # (B, H)
+        c = self.time(t) + self.label(labels)  # (B, H)
+        if augment is not None:
+            if self.augment is None:
+                raise InputError("augment: got changes that this network was not built for; give augments=A")
+            c = c + self.augment(augment)
+        c = F.silu(c)
         return (*(cast(AdaLNBlock, block).modulation(c) for block in self.blocks), self.modulation(c))
 
     def modulated(self, x: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:

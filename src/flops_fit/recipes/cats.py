@@ -6,8 +6,9 @@ what was learned, at which price: experiments/cats
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path as Folder
 from typing import Any, cast
 
@@ -37,14 +38,15 @@ KIND = "cats"
 DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
 NEEDED = ("image_size", "classes", "network", "path", "predicts", "spectral", "data", "data_hash")
 SHRINKAGES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15)  # of the full-covariance Gaussian, the best of which is reported
+AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
 AT_ONCE = 32  # pictures that are sampled together
 SEED_STEP = 2**20  # between the seeds of two calls: picture i of a call has noise of its own, whatever the others are
 
 
 @dataclass(frozen=True)
 class CatMatching:
-    """(model, (pictures (B, C, S, S), labels (B,))) -> loss. In training some labels are dropped and times are chosen;
-    held out, every label is told and times are uniform."""
+    """(model, (pictures (B, C, S, S), labels (B,), changes (B, A) where they are told)) -> loss. In training some
+    labels are dropped and times are chosen; held out, every label is told and times are uniform."""
 
     classes: int
     path: str = "linear"
@@ -58,12 +60,13 @@ class CatMatching:
     def flow(self) -> Flow:
         return Flow(path_named(self.path), times_named(self.times), predicts=self.predicts)
 
-    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        pictures, labels = batch
+    def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        pictures, labels, *changes = batch
         if not model.training:
             return flow_loss(model, Flow(path_named(self.path), predicts=self.predicts), pictures, labels)
         dropped = torch.rand(len(labels), device=labels.device) < DROPPED
-        return flow_loss(model, self.flow, pictures, labels.masked_fill(dropped, self.classes))
+        network = partial(model, augment=changes[0]) if changes else model
+        return flow_loss(network, self.flow, pictures, labels.masked_fill(dropped, self.classes))
 
 
 def cat_network(
@@ -263,7 +266,7 @@ PRESETS: Mapping[str, Preset] = {
 
 def training(
     pictures: Pictures, preset: Preset, *, seed: int = 0, spectral: bool = True, predicts: Prediction = "velocity",
-    network: Mapping[str, Any] | None = None, mirrored: bool = True, half: bool = True,
+    network: Mapping[str, Any] | None = None, augmentation: str = "basic", half: bool = True,
     checkpoint_every: int | None = None, show: Show | None = None, show_every: int | None = None,
 ) -> Training:  # fmt: skip
     """One flow over cat pictures. Its bundle is a `CatFlow`.
@@ -272,6 +275,7 @@ def training(
         pictures: of the size of the preset's network; labels 0..12 (data.cats).
         spectral: over the Gaussian along frequencies, or by itself.
         network: arguments of TinyDiT instead of those of the preset's.
+        augmentation: none; basic: mirrored; full: moved by some pixels too, which the network is told.
         show: sees the model on the way, every `show_every` steps.
 
     Raises:
@@ -281,7 +285,10 @@ def training(
     size, hidden = known.pop("image_size"), known.pop("hidden")
     if pictures.pixels.shape[2] != size:
         raise InputError(f"data: got pictures of {pictures.pixels.shape[2]} pixels; {preset.network} takes {size}")
-    train, held_out = image_pair(pictures, "mirrored" if mirrored else "none")
+    if augmentation not in AUGMENTATIONS:
+        raise InputError.unknown("augmentation", augmentation, AUGMENTATIONS)
+    train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
+    known |= {"augments": 2} if train.told else {}
     spectrum = Spectrum(train.pixels.shape[1], size).fit(both_ways(train)) if spectral else None
     config = {
         "kind": KIND, "image_size": size, "classes": list(CLASSES), "network": {"hidden": hidden, **known},
@@ -331,13 +338,13 @@ def tiny_presets(name: str) -> dict[str, Any]:
     return dict(NETWORKS[name])
 
 
-def image_pair(pictures: Pictures, augment: Augment) -> tuple[Images, Images]:
+def image_pair(pictures: Pictures, augment: Augment, told: bool = False) -> tuple[Images, Images]:
     """(to train on, held out), normalised by the pixels of the first."""
     train, held, _ = sides(pictures)
     labels = torch.from_numpy(pictures.labels)
     mean, std = statistics(pictures.pixels[train])
     return (
-        Images(pictures.pixels[train], labels[train], mean, std, augment),
+        Images(pictures.pixels[train], labels[train], mean, std, augment, told),
         Images(pictures.pixels[held], labels[held], mean, std),
     )
 
