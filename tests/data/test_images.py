@@ -20,7 +20,7 @@ from torch import Tensor
 from contracts.source import SourceContract
 from flops_fit.data.batches import MapSource, prepare, seeded
 from flops_fit.data.images import SHIFT, Augment, Images, ImageSets, image_sets, mirrored
-from flops_fit.data.pictures import SHAPES, drawn_shapes, read
+from flops_fit.data.pictures import SHAPES, drawn_shapes, read, sheet, write_png
 from flops_fit.errors import InputError, MissingExtra
 
 FLOAT = 1e-6   # float32 means of a few thousand bytes, and one multiply-add a pixel
@@ -477,3 +477,22 @@ def test_cifar_10_has_the_statistics_that_everybody_quotes(tmp_path: Path) -> No
     standard_error = 0.25 / 2000**0.5 * 2  # pixels of an image lean the same way: twice that of 2,000 lone pixels
     assert sets.training.mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=4 * standard_error)
     assert sets.training.std.tolist() == pytest.approx([0.247, 0.2435, 0.2616], abs=4 * standard_error)
+
+
+def test_pictures_that_are_written_can_be_read(tmp_path: Path) -> None:
+    pixels = small().pixels[:5]
+    for number, image in enumerate(pixels):
+        (tmp_path / "all" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        write_png(tmp_path / "all" / str(number % 2) / f"{number}.png", image)
+    found = read(tmp_path / "all", 12)
+    assert torch.equal(found.pixels, pixels[[0, 2, 4, 1, 3]])  # class by class
+    with pytest.raises(InputError, match="--out: .* cannot be written"):
+        write_png(tmp_path / "gone" / "a.png", pixels[0])
+
+
+def test_a_sheet_holds_every_picture_at_its_place() -> None:
+    pixels = small().pixels[:5]
+    made = sheet(pixels, columns=3, gap=2)
+    assert made.shape == (3, 2 * 12 + 2, 3 * 12 + 4)
+    assert torch.equal(made[:, 14:26, 14:26], pixels[4]) and torch.equal(made[:, :12, 28:40], pixels[2])
+    assert (made[:, 12:14] == 255).all() and (made[:, 14:26, 28:] == 255).all()  # between, and where none is left

@@ -14,7 +14,8 @@ from torch import nn
 from flops_fit.data.pictures import Pictures
 from flops_fit.errors import FitError, InputError
 from flops_fit.models import weights
-from flops_fit.recipes.cats import PRESETS, CatFlow, CatMatching, Guidance, Preset, training
+from flops_fit.recipes.cats import CatFlow, Guidance
+from flops_fit.recipes.dit_cats import PRESETS, CatMatching, Preset, Sheets, training
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import train
 
@@ -112,6 +113,14 @@ def test_presets_say_what_they_are_called_for() -> None:
     base, high = PRESETS["baseline"], PRESETS["high-accuracy"]
     assert (base.steps, base.batch_size, base.lr, base.warmup_steps) == (300_000, 256, 1e-4, 10_000)
     assert (high.steps, high.accumulation, high.lr, high.warmup_steps) == (400_000, 2, 5e-5, 15_000)
+
+
+def test_sheets_of_samples_are_drawn_on_the_way(folder: Path, tmp_path: Path) -> None:
+    """And change nothing of the run."""
+    train(one(sheets=Sheets(tmp_path, 80)), tmp_path / "flow", watch=Quiet())
+    assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == ["160.png", "80.png"]
+    plain, watched = (weights.read(made)[0] for made in (folder, tmp_path / "flow"))
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:

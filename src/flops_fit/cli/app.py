@@ -1,4 +1,4 @@
-"""The command line itself: its verbs are added by sizing.py, training.py and data.py, which parse, call and print."""
+"""The command line itself: its verbs are added by the other files here, which parse, call and print."""
 
 from __future__ import annotations
 

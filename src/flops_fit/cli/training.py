@@ -1,15 +1,15 @@
-"""From data to a bundle and what it is worth: train, sample, evaluate."""
+"""From data to a bundle: train."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flops_fit.cli.app import AsJson, app, printed
-from flops_fit.errors import FlopsFitError, InputError
+from flops_fit.errors import InputError
 
 if TYPE_CHECKING:
     from flops_fit.study.training import Training
@@ -25,11 +25,7 @@ Data = Annotated[
 CodecName = Annotated[
     str | None, typer.Option(help="codec (comes with flops-fit), sonar, or the folder that `train codec` wrote")
 ]
-Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
 MOST_SEED = 2**62  # what all generators take, twice over
-Steps = Annotated[int, typer.Option(min=1, help="of the solver; dopri5 finds its own")]
-Until = Annotated[float, typer.Option(help="time at which samples are read: 1, or before it with noise still on them")]
-Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5")]
 
 
 @train_app.command(epilog="Example: flops-fit train sentences --data sentences.txt --flow icfm")
@@ -108,61 +104,50 @@ def codec(
     _train(made, output or Path("outputs") / "codec", resume, as_json)
 
 
-@app.command(epilog="Example: flops-fit sample sentences --n 10 --seed 1")
-def sample(
-    bundle: Bundle,
-    n: Annotated[int, typer.Option(min=1, help="samples")] = 10,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of the noise: equal seeds, equal samples")] = 0,
-    method: Method = "heun",
-    steps: Steps = 20,
-    until: Until = 1.0,
-    codec: CodecName = None,
-    out: Annotated[Path | None, typer.Option(help="write vectors and texts there, FILE.parquet")] = None,
+CatData = Annotated[str, typer.Option(help="folder of pictures, the official set's, or FILE.parquet; see `data get`")]
+
+
+@train_app.command("dit-cats", epilog="Example: flops-fit train dit-cats --data cats --preset cpu-64")
+def dit_cats(
+    data: CatData,
+    preset: Annotated[str, typer.Option(help="cpu-64, h200-25min, baseline or high-accuracy")] = "cpu-64",
+    steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser, instead of the preset's")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="pictures that go through at once")] = None,
+    gradient_accumulation_steps: Annotated[int | None, typer.Option(min=1, help="batches to a step")] = None,
+    lr: Annotated[float | None, typer.Option(help="largest learning rate")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(min=0, help="a tenth of the steps at most")] = None,
+    augmentation_level: Annotated[
+        str, typer.Option(help="none, basic (mirrored), or full (moved too, which the network is told)")
+    ] = "basic",
+    ema: Annotated[float | None, typer.Option(help="length of the average of weights, a share of the run")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="muon (AdamW on all but matrices) or adamw")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(min=1, help="steps; default: by the clock")] = None,
+    sample_every: Annotated[int | None, typer.Option(min=1, help="steps between sheets of samples")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, noise")] = 0,
+    output: Output = None,
+    resume: Resume = True,
     as_json: AsJson = False,
 ) -> None:
-    """Generate sentence vectors and read them."""
-    from flops_fit.data.codecs import reader
-    from flops_fit.data.vectors import write_vectors
-    from flops_fit.models import weights
-    from flops_fit.recipes.sentences import SentenceFlow
+    """A flow over pictures of cats by breed, with its held-out loss beside predictors that need no training."""
+    from dataclasses import replace
 
-    flow = SentenceFlow.load(weights.located(bundle))
-    found, coder, texts = flow.sample(n, seed, method, steps, until=until), None, [""] * n
-    try:
-        coder = reader(flow.config["codec"], codec)
-        texts = coder.decode(found.x)
-    except FlopsFitError as error:
-        if out is None:
-            raise InputError(f"{error}, or --out FILE.parquet for the vectors alone") from error
-        print(f"no texts: {error}", file=sys.stderr)
-    if out is not None:
-        write_vectors(out, found.x, texts)
-    document = {
-        "bundle": bundle, "seed": seed, "method": method, "nfe": found.nfe,
-        "codec": coder.reference if coder else None, "texts": texts if coder else None,
+    from flops_fit.data.cats import cat_pictures
+    from flops_fit.recipes.dit_cats import PRESETS, Sheets, tiny_presets, training
+
+    if preset not in PRESETS:
+        raise InputError.unknown("--preset", preset, PRESETS)
+    given: dict[str, Any] = {
+        "steps": steps, "batch_size": batch_size, "accumulation": gradient_accumulation_steps, "lr": lr,
+        "warmup_steps": warmup_steps, "ema": ema, "optimizer": optimizer,
     }  # fmt: skip
-    printed(document if as_json else "\n".join(texts) if coder else f"{n} vectors: {out}")
-
-
-@app.command(epilog="Example: flops-fit evaluate outputs/sentences/dit-chunked-icfm-5k-0 --data sentences.txt")
-def evaluate(
-    bundle: Bundle,
-    data: Data = None,
-    samples: Annotated[int, typer.Option(min=0, help="to generate, for what is said of samples; 0: none")] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of their noise")] = 0,
-    method: Method = "heun",
-    steps: Steps = 20,
-    until: Until = 1.0,
-    codec: CodecName = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a bundle on held-out data, every number with its 95% interval."""
-    from flops_fit.recipes.judged import Sampling
-    from flops_fit.recipes.judged import evaluate as judged
-
-    sampling = Sampling.asked(samples, seed=seed, method=method, steps=steps, until=until)
-    found = judged(bundle, data, sampling, codec=codec)
-    printed(found.to_dict() if as_json else str(found))
+    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    pictures = cat_pictures(data, tiny_presets(chosen.network)["image_size"])
+    folder = output or Path("outputs") / f"cats-{preset}-{seed}"
+    made = training(
+        pictures, chosen, seed=seed, augmentation=augmentation_level, checkpoint_every=checkpoint_every,
+        sheets=Sheets(folder, sample_every) if sample_every else None,
+    )  # fmt: skip
+    _train(made, folder, resume, as_json)
 
 
 def _train(made: Training, output: Path, resume: bool, as_json: bool) -> None:

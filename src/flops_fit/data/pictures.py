@@ -233,6 +233,31 @@ def _no_photograph(mode: str, shape: tuple[int, int]) -> str:
     return f"{shape[0]}x{shape[1]} pixels, fewer than {LEAST_SIDE} a side" if min(shape) < LEAST_SIDE else ""
 
 
+def write_png(path: Path, pixels: Tensor) -> None:
+    """One image (3, H, W) uint8.
+
+    Raises:
+        InputError: the folder is not there or cannot be written.
+        MissingExtra: Pillow is not installed.
+    """
+    image = _pillow().Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())  # (H, W, 3)
+    try:
+        image.save(path, format="PNG")
+    except OSError as error:
+        raise InputError(f"--out: {path} cannot be written ({error}); give a folder that exists") from error
+
+
+def sheet(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """(n, 3, S, S) uint8 -> (3, H, W): the images row by row, white between them."""
+    count, channels, size, _ = pixels.shape
+    rows, step = -(-count // columns), size + gap
+    made = torch.full((channels, rows * step - gap, columns * step - gap), 255, dtype=torch.uint8)
+    for number, image in enumerate(pixels):
+        down, right = (step * place for place in divmod(number, columns))
+        made[:, down : down + size, right : right + size] = image
+    return made
+
+
 def dimensions(encoded: Sequence[bytes | Path]) -> np.ndarray:
     """(N, 2): width and height of each image as it is stored, read from its head alone."""
     pillow, found = _pillow(), []

@@ -1,85 +1,31 @@
-"""dit-cats: flow matching over pictures of cats, by breed.
-
-command   flops-fit train dit-cats --data DIR --preset cpu-64 --output outputs/cats-64
-what was learned, at which price: experiments/cats
-"""
+"""A trained flow over pictures by class: sampled with guidance, judged beside predictors that need no training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path as Folder
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from flops_fit.data.cats import CLASSES
-from flops_fit.data.images import Augment, Images, sides, statistics
-from flops_fit.data.pictures import Pictures
 from flops_fit.errors import InputError
 from flops_fit.evaluate.flow import Losses, held_out_losses
-from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.baselines import full_covariance, isotropic, zero
 from flops_fit.flow.guidance import autoguidance, classifier_free
-from flops_fit.flow.loss import Flow, flow_loss
-from flops_fit.flow.paths import Prediction, path_named
+from flops_fit.flow.loss import Flow
+from flops_fit.flow.paths import path_named
 from flops_fit.flow.solvers import Velocity, solve, times_asked
 from flops_fit.flow.spectral import SpectralPreconditioned, Spectrum
-from flops_fit.flow.times import times_named
 from flops_fit.models import weights
-from flops_fit.models.tinydit import PRESETS as NETWORKS
 from flops_fit.models.tinydit import Prepared, TinyDiT
-from flops_fit.study.training import Training
-from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
 
 KIND = "cats"
-DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
 NEEDED = ("image_size", "classes", "network", "path", "predicts", "spectral", "data", "data_hash")
 SHRINKAGES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15)  # of the full-covariance Gaussian, the best of which is reported
-AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
 AT_ONCE = 32  # pictures that are sampled together
 SEED_STEP = 2**20  # between the seeds of two calls: picture i of a call has noise of its own, whatever the others are
-
-
-@dataclass(frozen=True)
-class CatMatching:
-    """(model, (pictures (B, C, S, S), labels (B,), changes (B, A) where they are told)) -> loss. In training some
-    labels are dropped and times are chosen; held out, every label is told and times are uniform."""
-
-    classes: int
-    path: str = "linear"
-    times: str = "uniform"
-    predicts: Prediction = "velocity"
-
-    def __post_init__(self) -> None:
-        _ = self.flow  # unknown names are told before anything is trained
-
-    @property
-    def flow(self) -> Flow:
-        return Flow(path_named(self.path), times_named(self.times), predicts=self.predicts)
-
-    def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-        pictures, labels, *changes = batch
-        if not model.training:
-            return flow_loss(model, Flow(path_named(self.path), predicts=self.predicts), pictures, labels)
-        dropped = torch.rand(len(labels), device=labels.device) < DROPPED
-        network = partial(model, augment=changes[0]) if changes else model
-        return flow_loss(network, self.flow, pictures, labels.masked_fill(dropped, self.classes))
-
-
-def cat_network(
-    hidden: int, image_size: int, classes: int, network: Mapping[str, Any], path: str,
-    spectrum: Mapping[str, Tensor] | None = None,
-) -> nn.Module:  # fmt: skip
-    """What is trained: a TinyDiT by its width, over the Gaussian of a spectrum where one is given."""
-    made = TinyDiT(hidden, image_size, classes=classes, **network)
-    if spectrum is None:
-        return made
-    known = Spectrum(made.channels, image_size)
-    known.load_state_dict(dict(spectrum), assign=True)  # they are here, wherever the network is built
-    return SpectralPreconditioned(made, known, path)
 
 
 @dataclass(frozen=True)
@@ -148,6 +94,15 @@ class CatFlow(nn.Module):
         x = torch.cat(found) * self.deviation[:, None, None] + self.mean[:, None, None]  # type: ignore[index]
         return (255 * x).round().clamp(0, 255).byte()
 
+    def label(self, name: str | None) -> int:
+        """Of a class by its name, however it is spelled; None: of none. Raises InputError, the nearest named."""
+        if name is None:
+            return self.network.null
+        known = {spelled(one): number for number, one in enumerate(self.config["classes"])}
+        if spelled(name) not in known:
+            raise InputError.unknown("--class", name, self.config["classes"])
+        return known[spelled(name)]
+
     def _guided(self, labels: Tensor, prepared: Prepared, guidance: Guidance) -> Velocity:
         if guidance.weaker is not None:
             return autoguidance(self.velocity(labels, prepared), guidance.weaker.velocity(labels), guidance.scale)
@@ -215,141 +170,9 @@ def gaussians(known: Tensor, data: Tensor, flow: CatFlow) -> dict[str, Velocity]
     return {"isotropic": isotropic(both).velocity(flow.path), "gaussian": wide[best]}
 
 
+def spelled(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
+
+
 def _unconditional(velocity: Velocity) -> Any:
     return lambda x, t, labels: velocity(x, t)
-
-
-def whole(config: Mapping[str, Any], images: Images, model: nn.Module) -> CatFlow:
-    """The bundle of a trained model."""
-    made = CatFlow(config)
-    network = model
-    if isinstance(model, SpectralPreconditioned):
-        assert made.spectrum is not None  # the config and the model are of one training
-        made.spectrum.load_state_dict(model.spectrum.state_dict())
-        network = model.network
-    made.network.load_state_dict(network.state_dict())
-    cast(Tensor, made.mean).copy_(images.mean)
-    cast(Tensor, made.deviation).copy_(images.std)
-    return made
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A network and how it is trained; what `--preset` names."""
-
-    network: str = "tinydit-64"  # of models.tinydit.PRESETS
-    steps: int
-    batch_size: int
-    accumulation: int = 1  # batches to a step of the optimiser
-    lr: float
-    warmup_steps: int
-    decay: float = 0.3  # share of the run over which the learning rate falls to zero
-    optimizer: str = "muon"
-    times: str = "mixture"
-    ema: float = 0.05
-    skips: bool = False
-    looks: int = 20
-
-
-PRESETS: Mapping[str, Preset] = {
-    "cpu-64": Preset(steps=6000, batch_size=64, lr=2e-3, warmup_steps=100),
-    "h200-25min": Preset(network="tinydit-64", steps=6000, batch_size=1024, lr=2e-3, warmup_steps=200),
-    "baseline": Preset(network="tinydit-128", steps=300_000, batch_size=256, lr=1e-4, warmup_steps=10_000),
-    "high-accuracy": Preset(
-        network="tinydit-128", steps=400_000, batch_size=256, accumulation=2, lr=5e-5, warmup_steps=15_000
-    ),
-}
-
-
-def training(
-    pictures: Pictures, preset: Preset, *, seed: int = 0, spectral: bool = True, predicts: Prediction = "velocity",
-    network: Mapping[str, Any] | None = None, augmentation: str = "basic", half: bool = True,
-    checkpoint_every: int | None = None, show: Show | None = None, show_every: int | None = None,
-) -> Training:  # fmt: skip
-    """One flow over cat pictures. Its bundle is a `CatFlow`.
-
-    Args:
-        pictures: of the size of the preset's network; labels 0..12 (data.cats).
-        spectral: over the Gaussian along frequencies, or by itself.
-        network: arguments of TinyDiT instead of those of the preset's.
-        augmentation: none; basic: mirrored; full: moved by some pixels too, which the network is told.
-        show: sees the model on the way, every `show_every` steps.
-
-    Raises:
-        InputError: an unknown name, pictures of another size, or settings that cannot be used.
-    """
-    known = {**tiny_presets(preset.network), **({"skips": True} if preset.skips else {}), **(network or {})}
-    size, hidden = known.pop("image_size"), known.pop("hidden")
-    if pictures.pixels.shape[2] != size:
-        raise InputError(f"data: got pictures of {pictures.pixels.shape[2]} pixels; {preset.network} takes {size}")
-    if augmentation not in AUGMENTATIONS:
-        raise InputError.unknown("augmentation", augmentation, AUGMENTATIONS)
-    train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
-    known |= {"augments": 2} if train.told else {}
-    spectrum = Spectrum(train.pixels.shape[1], size).fit(both_ways(train)) if spectral else None
-    config = {
-        "kind": KIND, "image_size": size, "classes": list(CLASSES), "network": {"hidden": hidden, **known},
-        "path": "linear", "predicts": predicts, "spectral": spectral, "times": preset.times,
-        "augmentation": train.augment, "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
-        "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
-    }  # fmt: skip
-
-    def parts(model: nn.Module) -> Mapping[str, Tensor]:
-        return whole(config, train, model).state_dict()
-
-    def judged(model: nn.Module) -> list[Metric]:
-        flow = whole(config, train, model).eval()
-        return flow.losses(held_out.pixels, held_out.labels, train.pixels).metrics()
-
-    return Training(
-        name=f"{preset.network} {'over frequencies' if spectral else 'by itself'}",
-        model_cls=cat_network, size_param="hidden", size=hidden,
-        model_kwargs={
-            "image_size": size, "classes": len(CLASSES), "network": known, "path": "linear",
-            "spectrum": None if spectrum is None else spectrum.state_dict(),
-        },
-        dataset=train, held_out=held_out, objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
-        steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
-        micro_batch=preset.batch_size if preset.accumulation > 1 else None,
-        options=options(preset), config=config, parts=parts, evaluate=judged, half=half,
-        checkpoint_every=checkpoint_every, show=show, show_every=show_every,
-    )  # fmt: skip
-
-
-def options(preset: Preset) -> TrainOptions:
-    """How the engine trains a preset. Raises InputError for a warmup that is no small part of the run."""
-    warmup = preset.warmup_steps / preset.steps
-    if warmup > MOST_WARMUP:
-        told = f"warmup_steps: got {preset.warmup_steps:,} of {preset.steps:,} steps"
-        raise InputError(f"{told}; allowed are {MOST_WARMUP:.0%} of them at most: less warmup, or more steps")
-    return TrainOptions(
-        warmup=warmup, decay=preset.decay, optimizer=preset.optimizer, weight_decay=0.01, ema=preset.ema,
-        looks=preset.looks, snapshots=preset.looks, learns_by=0.25,
-    )  # fmt: skip
-
-
-def tiny_presets(name: str) -> dict[str, Any]:
-    """Arguments of TinyDiT by name. Raises InputError, the nearest named."""
-    if name not in NETWORKS:
-        raise InputError.unknown("network", name, NETWORKS)
-    return dict(NETWORKS[name])
-
-
-def image_pair(pictures: Pictures, augment: Augment, told: bool = False) -> tuple[Images, Images]:
-    """(to train on, held out), normalised by the pixels of the first."""
-    train, held, _ = sides(pictures)
-    labels = torch.from_numpy(pictures.labels)
-    mean, std = statistics(pictures.pixels[train])
-    return (
-        Images(pictures.pixels[train], labels[train], mean, std, augment, told),
-        Images(pictures.pixels[held], labels[held], mean, std),
-    )
-
-
-def both_ways(images: Images) -> Tensor:
-    """(n, C, S, S) float, normalised; with their mirror images, (2 n, C, S, S), where training mirrors."""
-    x = torch.cat([images.plain(part.tolist()) for part in torch.arange(len(images)).split(512)])
-    return x if images.augment == "none" else torch.cat((x, x.flip(3)))
