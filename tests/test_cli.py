@@ -252,7 +252,8 @@ def test_doctor() -> None:
     assert {"flops-fit", "python", "torch", "cores", "device"} <= set(found)
 
 
-VERBS = ("plan", "find", "fit", "predict", "status", "doctor", "train sentences", "train codec", "sample", "evaluate")
+VERBS = ("plan", "find", "fit", "predict", "status", "doctor", "train sentences", "train codec", "train dit-cats",
+         "sample", "evaluate", "data get", "data info")  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)

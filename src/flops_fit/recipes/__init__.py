@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flops_fit.study import Study
 
 BUILT_IN = {
+    "dit-cats": "flops_fit.recipes.dit_cats:study",
     "gpt-python": "flops_fit.recipes.gpt_python:study",
     "gpt-tinystories": "flops_fit.recipes.gpt_tinystories:study",
     "sentences-dit": "flops_fit.recipes.sentences_dit:study",

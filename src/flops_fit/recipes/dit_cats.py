@@ -1,4 +1,4 @@
-"""dit-cats: how flows over pictures of cats are trained, and how large they should be. D counts pictures.
+"""dit-cats: how flows over pictures of cats are trained, and how large they should be. D counts patches of them.
 
 command   flops-fit train dit-cats --data DIR --preset cpu-64 --output outputs/cats-64
 what was learned, at which price: experiments/cats
@@ -15,9 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flops_fit.data.cats import CLASSES
+from flops_fit.data.cats import CLASSES, cat_pictures
 from flops_fit.data.images import Augment, Images, sides, statistics
-from flops_fit.data.pictures import Pictures, sheet, write_png
+from flops_fit.data.pictures import Pictures, drawn_shapes, sheet, write_png
 from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.loss import Flow, flow_loss
@@ -27,11 +27,14 @@ from flops_fit.flow.times import times_named
 from flops_fit.models.tinydit import PRESETS as NETWORKS
 from flops_fit.models.tinydit import TinyDiT
 from flops_fit.recipes.cats import KIND, CatFlow
+from flops_fit.study import Study
 from flops_fit.study.training import Training
 from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
 
 DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
 AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
+SWEEP_SIZE, SWEEP_NETWORK = 32, "tinydit-32"
+SWEEP_EPOCHS = 200  # a picture comes back with other noise, and mirrored
 SHEET_STEPS = 12  # of Heun's method: a look, no measurement
 
 
@@ -209,6 +212,32 @@ def both_ways(images: Images) -> Tensor:
     """(n, C, S, S) float, normalised; with their mirror images, (2 n, C, S, S), where training mirrors."""
     x = torch.cat([images.plain(part.tolist()) for part in torch.arange(len(images)).split(512)])
     return x if images.augment == "none" else torch.cat((x, x.flip(3)))
+
+
+def study(data: str | None = None) -> Study:
+    """How large a network should be for pictures of SWEEP_SIZE pixels, of cats at `data` (see `data.cats`); None: for
+    shapes drawn by code."""
+    pictures = drawn_shapes(SWEEP_SIZE) if data is None else cat_pictures(data, SWEEP_SIZE)
+    train, held_out = image_pair(pictures, "mirrored")
+    known = tiny_presets(SWEEP_NETWORK)
+    size, _ = known.pop("image_size"), known.pop("hidden")
+    return Study(
+        model_cls=cat_network,
+        model_size_param="hidden",
+        model_kwargs={"image_size": size, "classes": len(CLASSES), "network": known, "path": "linear"},
+        dataset=train,
+        held_out=held_out,
+        objective=CatMatching(len(CLASSES)),
+        compute_budgets=(1e12, 2e12, 4e12, 8e12),
+        size_multiple=4 * known["heads"],
+        sizes_per_budget=5,
+        tokens_per_sample=(size // known["patch"]) ** 2,
+        tokens_per_param=4.0,
+        span=2.3,
+        max_epochs=SWEEP_EPOCHS,
+        batch_size=64,
+        describe_data=f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
+    )
 
 
 def whole(config: Mapping[str, Any], images: Images, model: nn.Module) -> CatFlow:
