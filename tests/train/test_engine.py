@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import random
 import weakref
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from flops_fit.data.batches import prepare
-from flops_fit.errors import InputError
+from flops_fit.errors import ContractError, InputError
 from flops_fit.records import RunSpec
 from flops_fit.runs.executors import InlineExecutor
 from flops_fit.train.engine import Trainer, TrainingRun
@@ -385,3 +386,51 @@ def test_states_are_kept_at_the_steps_that_were_asked_for(tmp_path: Path) -> Non
     assert first == 8  # the step after the seventh is the first to see its state
     state = torch.load(next(tmp_path.glob("run-*")), weights_only=False)
     assert state["step"] == 28  # the last multiple before the end
+
+
+# --- heads first ----------------------------------------------------------------------------------------------------
+
+
+class Headed(Net):
+    """`second` is its head."""
+
+    def freeze(self, frozen: bool) -> None:
+        for parameter in self.first.parameters():
+            parameter.requires_grad_(not frozen)
+            parameter.grad = None
+
+
+def test_heads_learn_first_and_then_everything(tmp_path: Path) -> None:
+    """Also from a state that was kept while frozen."""
+    seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def show(model: nn.Module, step: int) -> None:
+        seen.append((step, model.first.weight.clone(), model.second.weight.clone()))  # type: ignore[union-attr,operator]
+
+    run = trainer(Builds(Headed), heads_first=0.5).on(show=show, show_every=5, checkpoints=tmp_path, checkpoint_every=5)
+    whole = run(spec())
+    firsts, seconds = ([weights[place] for weights in seen] for place in (1, 2))
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(firsts)]
+    assert [step for step, *_ in seen] == [5, 10, 15, 20, 25, 30]
+    assert same == [True, True, False, False, False]
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(seconds))
+
+    class Stop(Exception):
+        pass
+
+    def stops(step: int, loss: float) -> None:
+        if step == 11:
+            raise Stop
+
+    broken = run.on(checkpoints=tmp_path / "broken", show=None)
+    with pytest.raises(Stop):
+        broken(spec(), stops)
+    assert replace(broken(spec()), seconds=0.0, peak_memory_bytes=0) == replace(whole, seconds=0.0, peak_memory_bytes=0)
+
+
+def test_a_model_without_heads_is_told() -> None:
+    with pytest.raises(ContractError, match=r"Net has no freeze\(bool\), which heads_first needs"):
+        trainer(heads_first=0.5)(spec())
+    with pytest.raises(InputError, match="heads_first: got 1; allowed"):
+        TrainOptions(heads_first=1)
+    assert "heads_first" not in TrainOptions().identity()

@@ -141,3 +141,16 @@ def test_a_size_that_cannot_be_built_raises_what_is_wrong_with_it() -> None:
 
     with pytest.raises(ValueError, match="must be odd"):
         measurer(odd)(2)
+
+
+@pytest.mark.parametrize(("groups", "transposed"), [(1, False), (4, False), (8, False), (1, True), (4, True)])
+def test_convolutions_in_groups_are_counted_by_hand(groups: int, transposed: bool) -> None:
+    """Forward once, backward twice: for the weight and for the input; for the weight alone where data come in."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(8, 16, 3, stride=2, groups=groups, bias=False)
+    x = torch.randn(2, 8, 9, 9, requires_grad=True)
+    out = layer(x)
+    meets = x if transposed else out  # each of whose numbers meets the kernel once
+    once = 2 * meets.numel() * layer.weight[0].numel()
+    assert count_flops(lambda: layer(x).sum().backward()) == 3 * once
+    assert count_flops(lambda: layer(x.detach()).sum().backward()) == 2 * once

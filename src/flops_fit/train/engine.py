@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit.data.batches import EVALUATION_BATCH, Source, seeded
+from flops_fit.errors import ContractError
 from flops_fit.records import RunResult, RunSpec
 from flops_fit.scaling.rules import stable_steps
 from flops_fit.train.checkpoint import Checkpoints, State, random_state, set_random_state
@@ -149,6 +150,7 @@ class TrainingRun:
         self.curve: list[tuple[int, float]] = []
         self.recent: list[float] = []  # training losses since the last point of the curve
         self.pointed = 0    # the step of that point
+        self.frozen = False
         self.untrained = math.nan
         self.ended = ""     # why it ended before its last step, with a loss
         self.stopped = ""   # why nothing is left to do: the lane is known to diverge on the way
@@ -198,12 +200,24 @@ class TrainingRun:
         pieces = self.trainer.source.pieces(spec.batch_size, spec.seed, self.cuts, start=self.step)
         for step in range(self.step, spec.steps):
             set_lr(self.optimizer, spec.lr * options.lr_factor(spec, step))
+            self._freeze(step < options.heads_first * spec.steps)
             loss = self._gradients(pieces)
             nn.utils.clip_grad_norm_(self.parameters, options.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step, self.executed = step + 1, self.executed + 1
             yield step, loss
+
+    def _freeze(self, frozen: bool) -> None:
+        """All but the heads as they are, or learning too. It depends on the step alone: a resumed run does the same."""
+        if frozen == self.frozen:
+            return
+        freeze = getattr(self.model, "freeze", None)
+        if freeze is None:
+            name = type(self.model).__name__
+            raise ContractError(f"model_cls: {name} has no freeze(bool), which heads_first needs; add it, or give 0")
+        freeze(frozen)
+        self.frozen = frozen
 
     def _gradients(self, batches: Iterator[list[Any]]) -> Tensor:
         """Gradients of the mean loss over the next batch, from this rank's pieces of it and those of the others."""

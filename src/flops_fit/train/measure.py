@@ -7,7 +7,8 @@ counter sees 0 FLOPs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from flops_fit.data.batches import seeded
 from flops_fit.records import Measurement
 from flops_fit.train.loss import Objective, first_tensor, to_device
+
+Shape = Sequence[int]
 
 REAL_FIRST = 2_000_000   # up to here numbers are faster than shapes alone, whose operations torch looks up in Python
 REAL_LIMIT = 50_000_000  # parameters above which a model is not built for real just to count its FLOPs
@@ -87,9 +90,21 @@ class Measurer:
 
 def count_flops(call: Callable[[], Any]) -> float:
     """FLOPs of everything that `call` runs, backward included; a multiply-add counts 2."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return float(counter.get_total_flops())
+
+
+def _convolution_backward(out: Shape, x: Shape, weight: Shape, *rest: Any, **named: Any) -> int:
+    """As many for the input's gradient, where one is asked for, and for the weight's as the convolution itself took.
+
+    torch's own formula forgets that a convolution in groups has a weight of that many channels less, and counts a
+    depthwise one hundreds of times too high.
+    """
+    transposed, mask = rest[4], rest[7]  # bias sizes, stride, padding, dilation, transposed, output padding, groups
+    once = 2 * math.prod(x if transposed else out) * math.prod(weight[1:])
+    return once * sum(bool(wanted) for wanted in mask[:2])
 
 
 def _num_params(model: nn.Module) -> int:

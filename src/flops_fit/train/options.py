@@ -36,6 +36,7 @@ class TrainOptions:
     clip: float = 1.0           # largest norm of the gradient
     optimizer: str = "adamw"    # "muon": on the matrices of blocks, AdamW on all else (train.muon)
     device: str = "auto"        # "auto": CUDA when there
+    heads_first: float = 0.0    # share of the run in which the model is frozen but for its heads (model.freeze(bool))
     ema: float | None = None    # length of the average of weights that is evaluated, as a share of the run (Eq. T1)
     looks: int = 0              # at the held-out loss on the way, equally far apart; the last one is at the end
     snapshots: int = 0          # of two averages on the way, so that one of any length can be had after the run
@@ -54,6 +55,8 @@ class TrainOptions:
             raise InputError(f'shape: got {self.shape!r}; allowed are "linear" and "1-sqrt" (how the decay falls)')
         if self.optimizer not in OPTIMIZERS:
             raise InputError.unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if not 0 <= self.heads_first < 1:
+            raise InputError(f"heads_first: got {self.heads_first}; allowed is a share of the run from 0 to below 1")
         if self.ema is not None:
             power_of(self.ema)
         if self.learns_by is not None and not (0 < self.learns_by <= 1 and self.looks):
@@ -68,7 +71,10 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """All fields that change a run. Later ones are left out where unused: journals of before stay valid."""
-        unused = {"optimizer": "adamw", "ema": None, "looks": 0, "snapshots": 0, "learns_by": None, "patience": 0}
+        unused = {
+            "optimizer": "adamw", "heads_first": 0.0, "ema": None, "looks": 0, "snapshots": 0, "learns_by": None,
+            "patience": 0,
+        }  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
     def torch_device(self) -> torch.device:

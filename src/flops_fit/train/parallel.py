@@ -75,7 +75,7 @@ class Ranks:
         self._raise_together(ended[1], trouble)
         for p, gradient, ranks_that_used_it in zip(parameters, gradients, used.tolist(), strict=True):
             if ranks_that_used_it:  # else the optimiser leaves it alone, as it would in one process
-                p.grad = gradient.view_as(p).to(p.dtype)
+                p.grad = torch.empty_like(p).copy_(gradient.view_as(p))  # laid out as p, or fused AdamW mixes them up
         summed: Tensor = ended[0]
         return summed
 
