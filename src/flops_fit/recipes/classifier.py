@@ -1,0 +1,187 @@
+"""cats-classifier: which breed a picture shows, and whether it is a cat at all.
+
+command   flops-fit train cats-classifier --data DIR --output outputs/cats-classifier
+what was learned, at which price: experiments/cats
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as Folder
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flops_fit.data.augment import Augmented
+from flops_fit.data.batches import split_by_hash
+from flops_fit.data.cats import CLASSES, OTHER
+from flops_fit.data.images import Images, sides
+from flops_fit.data.pictures import Pictures
+from flops_fit.errors import InputError
+from flops_fit.evaluate.accuracy import classification, per_class, temperature
+from flops_fit.evaluate.metric import Metric, share_of
+from flops_fit.models import weights
+from flops_fit.models.classifier import BACKBONES, Classifier, Heads, create_classifier
+from flops_fit.study.training import Training
+from flops_fit.train.options import TrainOptions
+
+KIND = "classifier"
+NEEDED = ("backbone", "classes", "image_size", "data", "data_hash")
+SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, arXiv 1512.00567)
+CAT_SHARE = 0.3  # of the loss: cat or not is learned sooner than the breed
+CALIBRATION = 0.1  # of the training pictures: they choose the best weights and the temperature, and train nothing
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Telling:
+    """(model, (pictures, labels (B,))) -> cross-entropy of the breed, and of being a cat; smoothed in training only.
+
+    Args:
+        shares: weight of each class in the loss, of mean 1 over the training pictures.
+    """
+
+    shares: tuple[float, ...]
+
+    def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        pictures, labels = batch
+        heads: Heads = model(pictures)
+        smoothing = SMOOTHING if model.training else 0.0
+        weight = heads.breeds.new_tensor(self.shares)[labels]  # (B,)
+        breed = F.cross_entropy(heads.breeds, labels, reduction="none", label_smoothing=smoothing)
+        cat = (labels != OTHER).to(heads.cat) * (1 - smoothing) + smoothing / 2  # (B,)
+        is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat)
+        return (1 - CAT_SHARE) * (weight * breed).mean() + CAT_SHARE * is_cat
+
+
+class CatClassifier(nn.Module):
+    """A trained classifier with its normalisation and temperature. Its config says what it is."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = dict(config)
+        self.network = Classifier(config["backbone"], len(config["classes"]))
+        self.register_buffer("temperature", torch.ones(()))  # of the breed logits (V12)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Heads:
+        """Of pictures (n, 3, S, S) uint8 of any size: breed logits over the temperature (n, K), cat logits (n,), each
+        the mean of the picture's and its mirror image's."""
+        breeds, cats = [], []
+        for some in pixels.split(AT_ONCE):
+            x = self.normalised(some)
+            straight, mirrored = self.network(x), self.network(x.flip(3))
+            breeds.append((straight.breeds + mirrored.breeds) / 2)
+            cats.append((straight.cat + mirrored.cat) / 2)
+        return Heads(torch.cat(breeds) / cast(Tensor, self.temperature), torch.cat(cats))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) uint8 of any size -> (n, 3, S', S') float, as the network takes them."""
+        kind, size = BACKBONES[self.config["backbone"]], self.config["image_size"]
+        x = pixels.float() / 255
+        if x.shape[2:] != (size, size):
+            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (kind.mean, kind.std))
+        return (x - mean) / std
+
+    @classmethod
+    def load(cls, folder: Folder) -> CatClassifier:
+        """From a bundle. Raises InputError where it is damaged, of another kind, or does not fit its config."""
+        tensors, config = weights.read(folder)
+        if config.get("kind") != KIND:
+            raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
+        if missing := [name for name in NEEDED if name not in config]:
+            raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
+        made = cls(config)
+        weights.fill(made, tensors, str(folder))
+        return made.eval()
+
+
+def training(
+    pictures: Pictures,
+    backbone: str = "efficientnet-lite0",
+    pretrained: bool | str = True,
+    epochs: float = 20.0,
+    batch_size: int = 32,
+    lr: float = 3e-3,  # of the heads; the backbone's is a tenth where it knows images already
+    augmentation: str = "full",
+    heads_first: float = 0.1,
+    patience: int = 0,
+    seed: int = 0,
+) -> Training:
+    """One classifier of cat pictures. Its bundle is a `CatClassifier`.
+
+    Args:
+        pictures: labels 0..12 (data.cats).
+        pretrained: see `create_classifier`.
+        heads_first: share of the run in which the backbone stays as it is.
+        patience: looks without progress after which the run ends; 0: it never ends early.
+
+    Raises:
+        InputError: an unknown name, or a class without training pictures.
+    """
+    train, calibration, held_out = parts_of(pictures, backbone)
+    counts = np.bincount(train.labels.numpy(), minlength=len(CLASSES))
+    if not counts.all():
+        missing = ", ".join(CLASSES[i] for i in np.flatnonzero(counts == 0))
+        raise InputError(f"data: no pictures of {missing} to train on; all {len(CLASSES)} classes must be there")
+    size = train.pixels.shape[2]
+    config = {
+        "kind": KIND, "backbone": backbone, "classes": list(CLASSES), "image_size": size, "augmentation": augmentation,
+        "pretrained": pretrained is not False, "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
+        "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
+    }  # fmt: skip
+
+    def parts(model: nn.Module) -> Mapping[str, Tensor]:
+        return whole(config, model, calibration).state_dict()
+
+    def judged(model: nn.Module) -> list[Metric]:
+        return scores(whole(config, model, calibration), held_out.pixels, held_out.labels)
+
+    return Training(
+        name=f"{backbone} of {len(CLASSES)} classes",
+        model_cls=create_classifier, size_param="classes", size=len(CLASSES),
+        model_kwargs={"backbone": backbone, "pretrained": pretrained},
+        dataset=Augmented(train, augmentation), held_out=calibration,
+        objective=Telling(tuple((counts.mean() / counts).tolist())),
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
+        options=TrainOptions(
+            warmup=0.05, decay=0.7, weight_decay=0.02, looks=10, learns_by=0.5, patience=patience,
+            heads_first=heads_first,
+        ),
+        config=config, parts=parts, evaluate=judged, half=True,
+    )  # fmt: skip
+
+
+def parts_of(pictures: Pictures, backbone: str) -> tuple[Images, Images, Images]:
+    """(to train on, to choose weights and temperature by, held out), normalised as the backbone wants them."""
+    if backbone not in BACKBONES:
+        raise InputError.unknown("backbone", backbone, BACKBONES)
+    known, held, _ = sides(pictures)
+    inside, outside = split_by_hash(len(known), CALIBRATION)
+    kind, labels = BACKBONES[backbone], torch.from_numpy(pictures.labels)
+    mean, std = torch.tensor(kind.mean), torch.tensor(kind.std)
+    train, calibration, held_out = (
+        Images(pictures.pixels[rows], labels[rows], mean, std) for rows in (known[inside], known[outside], held)
+    )
+    return train, calibration, held_out
+
+
+def whole(config: Mapping[str, Any], model: nn.Module, calibration: Images) -> CatClassifier:
+    """The bundle of a trained model, its temperature fitted on pictures that it was not trained on."""
+    made = CatClassifier(config)
+    made.network.load_state_dict(model.state_dict())
+    made.eval()
+    cast(Tensor, made.temperature).fill_(temperature(made(calibration.pixels).breeds, calibration.labels))
+    return made
+
+
+def scores(classifier: CatClassifier, pixels: Tensor, labels: Tensor) -> list[Metric]:
+    """Of pictures (n, 3, S, S) uint8 with classes (n,): breeds, calibration, cat or not, and each class."""
+    told = classifier(pixels)
+    cats = share_of("accuracy_cat", ((told.cat > 0) == (labels != OTHER)).numpy())
+    return [*classification(told.breeds, labels), cats, *per_class(told.breeds, labels, classifier.config["classes"])]

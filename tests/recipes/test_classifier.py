@@ -1,0 +1,113 @@
+"""The recipe of classifiers: trained, kept, loaded, judged; what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flops_fit.data.cats import CLASSES, OTHER
+from flops_fit.data.pictures import Pictures
+from flops_fit.errors import InputError
+from flops_fit.models import weights
+from flops_fit.models.classifier import Heads
+from flops_fit.recipes.classifier import CatClassifier, Telling, parts_of, scores, training
+from flops_fit.runs.watch import Quiet
+from flops_fit.study.training import train
+
+SIZE, EACH = 32, 14
+FLOAT32 = 1e-5
+
+
+def colours(each: int = EACH, size: int = SIZE) -> Pictures:
+    """A colour for each class, under noise: what a backbone that knows images tells apart at once."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(each * len(CLASSES)) % len(CLASSES)
+    shade = torch.rand(len(CLASSES), 3, generator=generator)[labels] * 255  # (n, 3)
+    noise = 12 * torch.randn(len(labels), 3, size, size, generator=generator)
+    pixels = (shade[:, :, None, None] + noise).clamp(0, 255).byte()
+    splits = np.array(["val" if i % 7 == 6 else "train" for i in range(len(labels))])
+    return Pictures(name="colours", pixels=pixels, labels=labels.numpy(), splits=splits)
+
+
+def one(**changes: Any) -> Any:
+    given = {"epochs": 10.0, "batch_size": 16, "lr": 1e-2, "augmentation": "basic"}
+    return training(colours(), **given | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("classifier") / "bundle"
+    train(one(), made, watch=Quiet())
+    return made
+
+
+def test_it_learns_and_comes_back_as_it_was(folder: Path) -> None:
+    loaded = CatClassifier.load(folder)
+    _, _, held_out = parts_of(colours(), "efficientnet-lite0")
+    found = {metric.name: metric for metric in scores(loaded, held_out.pixels, held_out.labels)}
+    assert found["accuracy"].lo > 1 / len(CLASSES)  # better than by chance, by the whole interval
+    assert {"calibration_error", "balanced_accuracy", "negative_log_likelihood"} <= found.keys()
+    kept = weights.read(folder)
+    assert float(kept[0]["temperature"]) == pytest.approx(float(loaded.temperature)) and kept[1]["backbone"]
+
+
+def test_pictures_of_any_size_and_their_mirror_images_are_told_alike(folder: Path) -> None:
+    loaded, pixels = CatClassifier.load(folder), colours().pixels[:3]
+    told, mirrored = loaded(pixels), loaded(pixels.flip(3))
+    torch.testing.assert_close(told.breeds, mirrored.breeds, rtol=0, atol=FLOAT32)
+    large = F.interpolate(pixels.float(), scale_factor=2).byte()
+    assert loaded(large).breeds.shape == (3, len(CLASSES)) and loaded(large).cat.shape == (3,)
+
+
+def test_no_picture_is_on_two_sides() -> None:
+    """Weights and temperature are chosen by pictures that are neither trained on nor in the scores."""
+    sets = parts_of(colours(), "efficientnet-lite0")
+    seen = [{image.numpy().tobytes() for image in images.pixels} for images in sets]
+    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
+    assert sum(map(len, seen)) == EACH * len(CLASSES)
+
+
+def test_the_loss_is_that_of_both_heads_by_hand() -> None:
+    breeds, cat = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([1.0, -1.0])
+    model = nn.Module()
+    model.forward = lambda pictures: Heads(breeds, cat)  # type: ignore[method-assign]
+    labels = torch.tensor([0, 1])
+    breed = -F.log_softmax(breeds, dim=1)[torch.arange(2), labels]
+    is_cat = F.softplus(-cat)  # both labels are cats
+    expected = 0.7 * (torch.tensor([2.0, 0.5]) * breed).mean() + 0.3 * is_cat.mean()
+    telling = Telling((2.0, 0.5, 1.0))
+    assert telling(model.eval(), (breeds, labels)).item() == pytest.approx(expected.item(), rel=FLOAT32)
+    assert telling(model.train(), (breeds, labels)).item() > expected.item()  # smoothed: these are right already
+    assert CLASSES[OTHER] == "Other"
+
+
+def test_rare_classes_weigh_more() -> None:
+    few = colours()
+    kept = np.flatnonzero((few.labels != 3) | (np.arange(len(few.labels)) % 2 == 0))
+    some = Pictures(name="few", pixels=few.pixels[kept], labels=few.labels[kept], splits=few.splits[kept])
+    shares = training(some).objective.shares
+    assert shares[3] > 1.4 * max(share for i, share in enumerate(shares) if i != 3)
+
+
+@pytest.mark.parametrize(("made", "said"), [
+    (lambda: one(backbone="resnet81"), "did you mean resnet18"),
+    (lambda: one(augmentation="fully"), "did you mean full"),
+    (lambda: one(heads_first=1.0), "heads_first: got 1.0"),
+])  # fmt: skip
+def test_what_cannot_be_trained(made: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        made()
+
+
+def test_a_class_without_pictures_is_told() -> None:
+    every = colours()
+    kept = np.flatnonzero(every.labels != 10)
+    some = Pictures(name="few", pixels=every.pixels[kept], labels=every.labels[kept], splits=every.splits[kept])
+    with pytest.raises(InputError, match="no pictures of Siamese to train on"):
+        training(some)
