@@ -333,3 +333,15 @@ def test_images_that_it_cannot_take_are_told(pixels: Tensor, message: str) -> No
         model = Classifier("resnet18", 3)
     with pytest.raises(InputError, match=message):
         model(pixels)
+
+
+def test_norms_of_a_backbone_that_knows_images_keep_their_statistics() -> None:
+    """Their scales and shifts learn all the same; without weights the statistics have to be learned too."""
+    for knows in (True, False):
+        model = Classifier("resnet18", 3, fixed_norms=knows).train()
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        model(torch.randn(4, 3, 32, 32)).breeds.sum().backward()
+        same = all(torch.equal(before[name], value) for name, value in model.named_buffers())
+        assert same == knows
+        assert model.backbone.bn1.weight.requires_grad  # type: ignore[union-attr]
+        assert model.dropout.training

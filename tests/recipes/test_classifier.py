@@ -36,7 +36,7 @@ def colours(each: int = EACH, size: int = SIZE) -> Pictures:
 
 
 def one(**changes: Any) -> Any:
-    given = {"epochs": 10.0, "batch_size": 16, "lr": 1e-2, "augmentation": "basic"}
+    given = {"epochs": 6.0, "batch_size": 16, "lr": 5e-3, "augmentation": "basic"}
     return training(colours(), **given | changes)
 
 
@@ -51,7 +51,7 @@ def test_it_learns_and_comes_back_as_it_was(folder: Path) -> None:
     loaded = CatClassifier.load(folder)
     _, _, held_out = parts_of(colours(), "efficientnet-lite0")
     found = {metric.name: metric for metric in scores(loaded, held_out.pixels, held_out.labels)}
-    assert found["accuracy"].lo > 1 / len(CLASSES)  # better than by chance, by the whole interval
+    assert found["accuracy"].lo > 0.5  # by chance 1 in 13
     assert {"calibration_error", "balanced_accuracy", "negative_log_likelihood"} <= found.keys()
     kept = weights.read(folder)
     assert float(kept[0]["temperature"]) == pytest.approx(float(loaded.temperature)) and kept[1]["backbone"]

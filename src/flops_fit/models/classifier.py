@@ -64,12 +64,16 @@ class Classifier(nn.Module):
         classes: breeds.
         dropout: share of the features that the heads do not see in training.
         backbone_lr: the backbone's learning rate as a factor of the run's (`lr_factors`, which the engine asks for).
+        fixed_norms: batch norms keep the statistics that they have. In a short run new ones would lag behind what the
+            network has become, and what is evaluated would be another network than the one that was trained.
 
     Raises:
         InputError: an unknown backbone, or numbers that cannot be.
     """
 
-    def __init__(self, backbone: str, classes: int, dropout: float = 0.2, backbone_lr: float = 1.0) -> None:
+    def __init__(
+        self, backbone: str, classes: int, dropout: float = 0.2, backbone_lr: float = 1.0, fixed_norms: bool = False
+    ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise InputError.unknown("backbone", backbone, BACKBONES)
@@ -80,7 +84,7 @@ class Classifier(nn.Module):
         if not 0 < backbone_lr < math.inf:
             raise InputError(f"backbone_lr: got {backbone_lr!r}; allowed is above 0; freeze() keeps it as it is")
         kind = BACKBONES[backbone]
-        self.mean, self.std, self.backbone_lr = kind.mean, kind.std, backbone_lr
+        self.mean, self.std, self.backbone_lr, self.fixed_norms = kind.mean, kind.std, backbone_lr, fixed_norms
         self.backbone = kind.build()
         self.dropout = nn.Dropout(dropout)
         self.breeds = nn.Linear(kind.width, classes)
@@ -145,10 +149,14 @@ class Classifier(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Classifier:
-        """As ever, except that a frozen backbone stays in evaluation mode."""
+        """As ever, except that a frozen backbone stays in evaluation mode, and so do fixed norms."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
+        elif self.fixed_norms:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
 
 
@@ -159,7 +167,7 @@ def create_classifier(
     dropout: float = 0.2,
     backbone_lr: float | None = None,                  # factor of the run's; None: 0.1 if pretrained, else 1
 ) -> Classifier:
-    """A classifier whose heads know nothing and whose backbone knows what `pretrained` brings.
+    """A classifier whose heads know nothing and whose backbone knows what `pretrained` brings, norms included.
 
     Args:
         backbone: efficientnet-lite0 | resnet18 | resnet34.
@@ -175,7 +183,7 @@ def create_classifier(
     """
     knows = pretrained is not False
     rate = (PRETRAINED_LR if knows else 1.0) if backbone_lr is None else backbone_lr
-    model = Classifier(backbone, classes, dropout, rate)
+    model = Classifier(backbone, classes, dropout, rate, fixed_norms=knows)
     if knows and not model.cat.weight.is_meta:
         tensors, where = _weights(backbone, pretrained)
         for name, value in model.backbone.state_dict().items():
