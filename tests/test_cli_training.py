@@ -78,6 +78,17 @@ def test_from_sentences_to_samples_that_can_be_read(
     assert judged["metrics"]["loss"] == told["metrics"]["loss"]
     assert judged["sampled"] == {"samples": 40, "seed": 0, "method": "heun", "steps": 3, "until": 1.0}
 
+    code, out, err = call(capsys, monkeypatch, "evaluate", bundle, "--data", "sentences.txt", "--codec", "codec")
+    assert code == 2 and "made the vectors; leave it out" in err  # another one would measure something else
+    _, out, _ = call(capsys, monkeypatch, "evaluate", bundle, "--data", "sentences.txt", "--codec", "./coder",
+                     "--samples", "40", "--steps", "3", "--json")  # fmt: skip
+    assert json.loads(out)["metrics"]["memorised"] == judged["metrics"]["memorised"]  # the same codec
+
+    (folder / "others.txt").write_text((folder / "sentences.txt").read_text().replace("e", "a"))
+    _, out, _ = call(capsys, monkeypatch, "evaluate", bundle, "--data", "others.txt", "--json")
+    assert "these are not the vectors that were held out of its training" in " ".join(json.loads(out)["notes"])
+    assert judged["notes"] == [note for note in judged["notes"] if "covariance of" in note] != []
+
     code, out, _ = call(capsys, monkeypatch, "evaluate", "coder", "--data", "sentences.txt", "--json")
     assert code == 0 and {"bleu", "chrf", "exact", "bleu_noise"} <= json.loads(out)["metrics"].keys()
 
@@ -115,6 +126,11 @@ def test_vectors_of_nobody_knows_which_codec(
     ("evaluate plain --data v.parquet --samples 3", "--samples: got 3; allowed are 0 (none) or at least 20"),
     ("evaluate plain --data v.parquet --steps 3 --until .2", "--steps, --until: got without --samples, and nothing"),
     ("evaluate plain --data v.parquet --samples 20 --method hein", "did you mean heun"),
+    ("evaluate plain --data v.parquet --samples 20 --until 2", "--until: got 2.0; allowed is a time above 0"),
+    ("evaluate plain --data sentences.txt", "--codec: nobody said which codec made the vectors of plain"),
+    ("train sentences --data v.parquet --codec codec", "--codec: codec makes vectors of 1024 numbers; those of v"),
+    ("train sentences --data sentences.txt --flow reflow --teacher plain", "teacher: its vectors are of nobody knows"),
+    ("sample plain --out s.csv", "--out: got s.csv; allowed is FILE.parquet"),
     ("evaluate plain", "--data: plain was trained on v.parquet: "),
     ("train sentences --dataset 5x", "--dataset: got '5x'; allowed are whole numbers"),
     ("train sentences --flow icmf --data v.parquet", "did you mean icfm"),

@@ -27,7 +27,7 @@ from flops_fit.recipes.sentences import SentenceFlow, training
 from flops_fit.study.training import train
 
 HERE, OUTPUT = Path(__file__).parent, Path("outputs/sentences-guided")
-JUDGES = 40  # resamples of the judge's half, for the interval of a gain
+JUDGES = 40  # halves of the judge's half, for the interval of a gain: without repeats, which a process takes for noise
 SAMPLES, STRENGTHS, STILL = 500, (0.0, 0.05, 0.1, 0.2, 0.4), 0.1
 
 
@@ -48,8 +48,8 @@ def main() -> None:
     ours, theirs = order.chunk(2)
     guide, judge = (Surrogate(x[half], scores[half], space) for half in (ours, theirs))
     dice = torch.Generator().manual_seed(1)
-    again = [theirs[torch.randint(len(theirs), (len(theirs),), generator=dice)] for _ in range(JUDGES)]
-    judges = [Surrogate(x[rows], scores[rows], space) for rows in again]  # what another half would have said
+    again = [theirs[torch.randperm(len(theirs), generator=dice)[: len(theirs) // 2]] for _ in range(JUDGES)]
+    judges = [Surrogate(x[rows], scores[rows], space) for rows in again]
     luck = float((scores.mean() * (1 - scores.mean()) / given.questions).sqrt())
     known = correlation(x, scores, space)
     print(f"scores {float(scores.mean()):.3f} ± {float(scores.std()):.4f}, by luck alone ± {luck:.4f}; correlation of "
@@ -61,7 +61,9 @@ def main() -> None:
         judged = np.array([float(one.mean(made).mean()) for one in (judge, *judges)])
         plain = judged if plain is None else plain
         gains = judged - plain
-        lo, hi = np.quantile(gains[1:], [0.025, 0.975])
+        # The delete-half jackknife (Shao and Wu 1989, Annals of Statistics 17): halves spread about their mean as
+        # wholes do about the truth.
+        lo, hi = gains[0] + np.quantile(gains[1:] - gains[1:].mean(), [0.025, 0.975])
         rows.append({
             "strength": strength, "score": judged[0], "gain": gains[0], "gain_lo": lo, "gain_hi": hi,
             "guide_score": float(guide.mean(made).mean()), "energy_distance": energy_distance(made, unseen),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="folder beside this file, of study.py")
     folder = HERE / parser.parse_args().name
+    if not (folder / "results.csv").exists():
+        sys.exit(f"error: {folder} holds no results.csv; `study.py judge` writes it")
     tables(folder)
     pictures(folder)
 

@@ -119,6 +119,8 @@ def judge(data: Path | None, outputs: Path, folder: Path) -> None:
     """Every measurement of every configuration that has a bundle; what samples are worth, of the first seed."""
     train_set, held_out = sentence_vectors(None if data is None else str(data), most=MOST)
     configurations = [one for one in matrix(len(train_set)) if (outputs / one.name / "training.json").exists()]
+    if not configurations:
+        raise FlopsFitError(f"{outputs}: no trained configuration is there; train first, with the same data")
     reader, target = Reader(train_set, held_out), held_out.values[:SAMPLES]
     real = train_set.values[torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0))[:SAMPLES]]
     floor = energy_distance(real, target)  # of vectors that are real
@@ -224,11 +226,16 @@ def flat_map(configurations: list[Configuration], held_out: Vectors, outputs: Pa
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Whole or not at all; a file of before stays where there is nothing new to say."""
+    if not rows:
+        return
+    unfinished = path.with_suffix(".new")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    unfinished.replace(path)
 
 
 def main() -> None:

@@ -30,6 +30,16 @@ def codec(tmp_path: Path) -> str:
     return str(folder)
 
 
+def test_sentences_that_lose_their_ends_are_told(codec: str) -> None:
+    coder = codec_named(codec)
+    assert isinstance(coder, Embedded)
+    kept = coder.model.context - 1
+    short, long = coder.vocabulary.decode(coder.vocabulary.encode(TEXTS[:1], kept))[0][:1], " ".join(TEXTS[:9])
+    assert coder.cut([short, long, long]) == 2
+    assert encoded(coder, [short, long], "some").described.startswith("some (1 sentences cut off, longer than")
+    assert encoded(coder, [short], "some").described.startswith("some: 1 vectors")
+
+
 def test_text_is_encoded_and_split_by_content(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(TEXTS + TEXTS[:20]))
@@ -81,8 +91,20 @@ def test_a_file_of_one_part_that_is_not_for_training_is_refused(tmp_path: Path) 
     with pytest.raises(InputError, match="split: got test; one part must be named train, or leave the column out"):
         sentence_vectors(str(tmp_path / "test.parquet"))
     parquet.write(tmp_path / "some.parquet", {**rows, "split": ["train"] * 40 + [None] * 10 + ["val"] * 10})
-    train, held_out = sentence_vectors(str(tmp_path / "some.parquet"))
-    assert (len(train), len(held_out)) == (40, 10)  # rows of no part are in none
+    with pytest.raises(InputError, match="split: 10 of 60 rows of some.parquet have none; fill the column"):
+        sentence_vectors(str(tmp_path / "some.parquet"))
+
+
+def test_equal_vectors_are_on_one_side_in_whatever_order(tmp_path: Path) -> None:
+    rows = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    parquet.write(tmp_path / "twice.parquet", {"embedding": list(rows.numpy())})
+    parquet.write(tmp_path / "mixed.parquet", {"embedding": list(rows[torch.randperm(800)].numpy())})
+    sides = []
+    for name in ("twice", "mixed"):
+        train, held_out = sentence_vectors(str(tmp_path / f"{name}.parquet"))
+        sides.append([{row.numpy().tobytes() for row in part.values} for part in (train, held_out)])
+    assert sides[0] == sides[1] and not sides[0][0] & sides[0][1]
+    assert 5 < len(sides[0][1]) < 45  # a twentieth of 400, within four deviations
 
 
 def test_a_folder_with_an_at_in_its_name_holds_a_codec(tmp_path: Path, codec: str) -> None:
@@ -107,7 +129,7 @@ def test_too_few_sentences(tmp_path: Path, codec: str) -> None:
     (tmp_path / "two.txt").write_text("One.\nTwo.\n")
     with pytest.raises(InputError, match="give more: one in twenty is held out"):
         sentence_vectors(str(tmp_path / "two.txt"), codec)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="in a folder that exists"):
         write_vectors(tmp_path / "no" / "x.parquet", torch.zeros(2, 3), ["a", "b"])
 
 

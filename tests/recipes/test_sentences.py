@@ -226,3 +226,24 @@ def test_a_bundle_of_something_else_is_refused(tmp_path: Path) -> None:
     weights.save(tmp_path / "wrong", tensors, config)
     with pytest.raises(InputError, match="weights of another architecture"):
         SentenceFlow.load(tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("preconditioned", [True, False])
+def test_times_and_widths_that_no_flow_has_are_refused(preconditioned: bool, tmp_path: Path) -> None:
+    """Also by a network that stands alone, which would answer something."""
+    train(one(preconditioned=preconditioned, epochs=0.1), tmp_path, watch=Quiet())
+    velocity = SentenceFlow.load(tmp_path).velocity
+    for time in (2.0, -0.1, float("nan")):
+        with pytest.raises(InputError, match="t: got"):
+            velocity(torch.zeros(1, DIM), torch.tensor([time]))
+    with pytest.raises(InputError, match=r"x: got shape \(1, 31\); the flow takes \(B, 32\)"):
+        velocity(torch.zeros(1, DIM - 1), torch.tensor([0.5]))
+
+
+def test_a_config_that_says_nothing_usable_is_refused(tmp_path: Path) -> None:
+    train(one(epochs=0.1), tmp_path / "flow", watch=Quiet())
+    tensors, config = weights.read(tmp_path / "flow")
+    for name, value, said in (("codec", 5, "codec in its config is 5"), ("predicts", "foo", "predicts: got 'foo'")):
+        weights.save(tmp_path / name, tensors, {**config, name: value})
+        with pytest.raises(InputError, match=said):
+            SentenceFlow.load(tmp_path / name)

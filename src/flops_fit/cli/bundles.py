@@ -66,8 +66,10 @@ def _sentences(
 ) -> tuple[dict[str, Any], str]:
     """(what was made, in words)."""
     from flops_fit.data.codecs import reader
-    from flops_fit.data.vectors import write_vectors
+    from flops_fit.data.vectors import check_out, write_vectors
 
+    if out is not None:
+        check_out(out)
     found, coder, texts = flow.sample(n, seed, method, steps, until=until), None, [""] * n
     try:
         coder = reader(flow.config["codec"], codec)

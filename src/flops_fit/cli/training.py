@@ -164,6 +164,8 @@ def _train(made: Training, output: Path, resume: bool, as_json: bool) -> None:
         printed({"bundle": str(output), "metrics": table(found.metrics), "result": result})
     else:
         lines = [f"trained on {made.config.get('data', f'{len(made.dataset):,} samples')}", *map(str, found.metrics)]
+        if made.config.get("gaussian"):
+            lines.append(f"loss_gaussian: {made.config['gaussian']}")
         printed("\n".join([*lines, f"bundle: {output}", "TRAINING COMPLETE"]))
 
 

@@ -73,6 +73,10 @@ class Embedded:
             found[some] = self.model.encode(rows[some, : int(lengths[some].max())])
         return found
 
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many are longer than its context, and come back without their end."""
+        return self.vocabulary.longer(texts, self.model.context - 1)
+
     def decode(self, vectors: Tensor) -> list[str]:
         check(vectors, self.dim)
         rows = [self.model.decode(part) for part in vectors.float().split(AT_ONCE) if len(part)]
@@ -145,6 +149,11 @@ def _named(reference: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (reference, "")
 
 
+def same(first: str, second: str) -> bool:
+    """Whether two references are of one codec, wherever it lies; "" is one that nobody named."""
+    return first.rpartition("@")[2] == second.rpartition("@")[2]
+
+
 def reader(recorded: str, given: str | None) -> Codec:
     """The codec to read vectors by: the one that made them, as `recorded`; where nobody knows, the one `given`.
 
@@ -163,7 +172,7 @@ def reader(recorded: str, given: str | None) -> Codec:
     if recorded and (given == Sonar.reference) != (recorded == Sonar.reference):  # told before anything is loaded
         raise InputError(f"--codec: got {given}, {other}")
     found = codec_named(given)
-    if recorded and found.reference.rpartition("@")[2] != recorded.rpartition("@")[2]:
+    if recorded and not same(found.reference, recorded):
         raise InputError(f"--codec: got {given} ({found.reference}), {other}")
     return found
 

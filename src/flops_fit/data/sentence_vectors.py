@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flops_fit.data.batches import split_by_hash
-from flops_fit.data.codecs import DEFAULT_CODEC, Codec, Sonar, codec_named
+from flops_fit.data.codecs import DEFAULT_CODEC, Codec, Embedded, Sonar, codec_named
 from flops_fit.data.sentences import made_up_sentences, read_sentences
 from flops_fit.data.text import cache_folder, is_held_out, store
 from flops_fit.data.vectors import Vectors, read_vectors
 from flops_fit.errors import InputError
 
+HELD_OUT_SHARE = 0.05  # of vectors, by hash, where no column says which
 HELD_OUT = 1000  # of texts that are encoded for it, at most
 MADE_UP_ORIGIN = "made-up sentences"
 MADE_UP = 40_000  # sentences; a twentieth of them is held out
@@ -46,7 +46,7 @@ def sentence_vectors(data: str | None, codec: str | None = None, most: int | Non
     Raises:
         InputError: a file that cannot be used, or an unknown codec.
     """
-    if _holds_vectors(data):
+    if holds_vectors(data):
         train, held_out = _read(data, codec)
         return train.at(torch.arange(len(train))[:most]), held_out
     known, unseen = _sentences(data, most)
@@ -56,12 +56,13 @@ def sentence_vectors(data: str | None, codec: str | None = None, most: int | Non
 
 def held_out_vectors(data: str | None, codec: str | None = None) -> Vectors:
     """Those of `sentence_vectors` that are held out, without the cost of encoding what is not asked for."""
-    if _holds_vectors(data):
+    if holds_vectors(data):
         return _read(data, codec)[1]
     return encoded(codec_named(codec or DEFAULT_CODEC), _sentences(data, None)[1], _origin(data))
 
 
-def _holds_vectors(data: str | None) -> TypeGuard[str]:
+def holds_vectors(data: str | None) -> TypeGuard[str]:
+    """Whether it is read as vectors, not as text."""
     return data is not None and Path(data).suffix == ".parquet"
 
 
@@ -77,7 +78,13 @@ def _read(data: str, codec: str | None) -> tuple[Vectors, Vectors]:
         raise InputError(f"{told}; give at least {FEWEST} of each")
     if codec is None:
         return train, held_out
-    made_by = codec if codec == Sonar.reference else codec_named(codec).reference
+    made_by = codec
+    if codec != Sonar.reference:
+        named = codec_named(codec)
+        made_by = named.reference
+        if named.dim != train.values.shape[1]:
+            told = f"--codec: {codec} makes vectors of {named.dim} numbers"
+            raise InputError(f"{told}; those of {Path(data).name} have {train.values.shape[1]}: name another, or none")
     return replace(train, codec=made_by), replace(held_out, codec=made_by)
 
 
@@ -94,6 +101,8 @@ def _sentences(data: str | None, most: int | None) -> tuple[list[str], list[str]
 
 def encoded(codec: Codec, texts: Sequence[str], origin: str) -> Vectors:
     """The vectors of texts. Those of many are kept in the user's cache folder, in half precision."""
+    if isinstance(codec, Embedded) and (cut := codec.cut(texts)):
+        origin = f"{origin} ({cut:,} sentences cut off, longer than the codec takes)"
     values = codec.encode(texts) if len(texts) < KEPT_FROM else _kept(codec, texts)
     return Vectors(values, tuple(texts), {}, origin, codec.reference, of_texts=True)
 
@@ -123,14 +132,22 @@ def _parts(texts: Sequence[str]) -> Iterable[Sequence[str]]:
 
 def _split(vectors: Vectors) -> tuple[Vectors, Vectors]:
     """By the column `split` where there is one: train, and val or whatever else comes first."""
-    names = dict.fromkeys(name for name in vectors.columns.get("split", ()) if name is not None)
+    splits = vectors.columns.get("split", ())
+    names = dict.fromkeys(name for name in splits if name is not None)
+    if names and None in splits:
+        told = f"split: {splits.count(None):,} of {len(splits):,} rows of {vectors.origin} have none"
+        raise InputError(f"{told}; fill the column, or leave it out to split by hash")
     if names and "train" not in names:
         told = f"split: got {', '.join(map(str, names))}"
         raise InputError(f"{told}; one part must be named train, or leave the column out to split by hash")
     if len(names) > 1:
         return vectors.where("split", "train"), vectors.where("split", held_out_name(names))
-    inside, outside = split_by_hash(len(vectors))
-    return vectors.at(inside), vectors.at(outside)
+    held_out = torch.tensor([_low(row.numpy().tobytes()) for row in vectors.values])  # equal vectors stay together
+    return vectors.at((~held_out).nonzero()[:, 0]), vectors.at(held_out.nonzero()[:, 0])
+
+
+def _low(content: bytes) -> bool:
+    return int.from_bytes(hashlib.sha256(content).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 def held_out_name(names: Sequence[str] | dict[str, None]) -> str:

@@ -47,11 +47,17 @@ class Vocabulary:
     def encode(self, sentences: Sequence[str], context: int) -> Tensor:
         """(n, context) int64: tokens, then END to the end of the row; what does not fit is cut off."""
         rows = torch.full((len(sentences), context), END, dtype=torch.int64)
-        found = self._tokeniser.encode_batch([" " + sentence.strip() for sentence in sentences])
-        for row, one in zip(rows, found, strict=True):
+        for row, one in zip(rows, self._encoded(sentences), strict=True):
             ids = one.ids[: context - 1]
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return rows
+
+    def longer(self, sentences: Sequence[str], most: int) -> int:
+        """How many have more tokens than that."""
+        return sum(len(one.ids) > most for one in self._encoded(sentences))
+
+    def _encoded(self, sentences: Sequence[str]) -> list[Any]:
+        return list(self._tokeniser.encode_batch([" " + sentence.strip() for sentence in sentences]))
 
     def decode(self, rows: Tensor) -> list[str]:
         """The text of each row up to its first END."""

@@ -44,8 +44,10 @@ class Vectors:
 
     @property
     def fingerprint(self) -> str:
-        """Of texts and codec, where it made them here: on another machine the last digits of vectors are others."""
-        content = "\n".join((self.codec, *self.texts)).encode() if self.of_texts else self.values.numpy().tobytes()
+        """Of texts and codec, where it made them here: on another machine the last digits of vectors are others. The
+        codec counts by its weights, wherever it lies."""
+        made = (self.codec.rpartition("@")[2], *self.texts)
+        content = "\n".join(made).encode() if self.of_texts else self.values.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
     def at(self, rows: Tensor) -> Vectors:
@@ -100,9 +102,16 @@ def write_vectors(path: str | Path, values: Tensor, texts: Sequence[str]) -> Non
     Raises:
         InputError: a name of another kind of file, or one that cannot be written.
     """
-    if Path(path).suffix != ".parquet":
-        raise InputError(f"--out: got {path}; allowed is FILE.parquet")
+    check_out(path)
+    if not bool(torch.isfinite(values).all()):
+        raise InputError("--out: there is NaN or infinity in the vectors; nothing is written")
     parquet.write(Path(path), {"embedding": list(values.float().numpy()), "text": list(texts)})
+
+
+def check_out(path: str | Path) -> None:
+    """Before the vectors are made. Raises InputError for a name of another kind, or a folder that is not there."""
+    if Path(path).suffix != ".parquet" or not Path(path).absolute().parent.is_dir():
+        raise InputError(f"--out: got {path}; allowed is FILE.parquet in a folder that exists")
 
 
 class Normaliser(nn.Module):

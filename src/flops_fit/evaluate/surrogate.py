@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flops_fit.errors import InputError, MissingExtra
+from flops_fit.flow.loss import check_finite
 
 DIRECTIONS = 8  # principal ones, in which the process lives: few points say nothing of more
 SMALLEST = 1e-6  # of the largest deviation: below it a direction is none
@@ -33,6 +34,11 @@ class Surrogate:
         if x.dim() != 2 or scores.shape != x.shape[:1] or len(x) < FEWEST:
             told = f"scores: got {tuple(scores.shape)} for vectors of shape {tuple(x.shape)}"
             raise InputError(f"{told}; allowed are one for each of at least {FEWEST} vectors")
+        check_finite("x", x)
+        check_finite("scores", scores)
+        scores = scores.double()
+        if space is not None and space.shape[1:] != x.shape[1:]:
+            raise InputError(f"space: got vectors of {tuple(space.shape[1:])} numbers; those of x have {x.shape[1]}")
         if not float(scores.std()) > 0:
             raise InputError("scores: all are the same; there is nothing to climb")
         whole = (x if space is None else space).double()

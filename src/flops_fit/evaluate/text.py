@@ -13,7 +13,7 @@ import numpy as np
 from flops_fit.errors import InputError, MissingExtra
 from flops_fit.evaluate.metric import Metric, Z, bootstrapped, mean_of, ratio_of, share_of
 
-WORD = re.compile(r"(?:[^\W\d_]|')+|\d+")  # of any alphabet
+WORD = re.compile(r"(?:[^\W\d_]|')+|\d+")  # of alphabets; marks that Indic scripts write for vowels part words
 BLEU_DRAWS = 200  # each is a corpus score of its own
 EDGE = ""  # before the first word and after the last
 SELF = 200  # texts of a self-BLEU: each is scored against all others

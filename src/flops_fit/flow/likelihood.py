@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flops_fit.errors import InputError
+from flops_fit.flow.loss import check_finite
 from flops_fit.flow.solvers import Velocity, solve
 
 Divergence = Literal["exact", "hutchinson"]
@@ -19,15 +20,21 @@ def log_likelihood(
     data: Tensor,  # (B, ...)
     divergence: Divergence = "hutchinson",  # D passes backwards an evaluation, or one
     seed: int = 0,  # of the probes, one a row, the same at all times
-    **solver: Any,  # what `solve` takes: method, steps, rtol, atol
+    **solver: Any,  # what `solve` takes: method, steps, rtol, atol; dopri5 where no method is named
 ) -> Tensor:
     """(B,) nats: log N(x_0; 0, I) minus the divergence along the way from x_0 to `data` (F14).
+
+    With dopri5's usual tolerances, 1e-5, the error is about as small; 1e-6 nats take rtol=atol=1e-9 in float64. Steps
+    of a fixed length are blind to directions of small variance near the data.
 
     "hutchinson" (Grathwohl et al. 2019, arXiv 1810.01367) has the right mean; its spread over seeds is the noise of it.
     """
     if divergence not in get_args(Divergence):
         raise InputError.unknown("divergence", divergence, get_args(Divergence))
-    rows, shape = data.flatten(1), data.shape[1:]
+    if not data.is_floating_point():
+        raise InputError(f"data: got {data.dtype}; allowed are floats")
+    check_finite("data", data)
+    rows, shape, solver = data.flatten(1), data.shape[1:], {"method": "dopri5", **solver}
     generator = torch.Generator(data.device).manual_seed(seed)
     probe = torch.randint(0, 2, rows.shape, generator=generator, device=data.device).to(rows) * 2 - 1  # +-1
 

@@ -59,9 +59,11 @@ def flow_loss(network: Network, flow: Flow, data: Tensor, labels: Tensor | None 
     data (B, ...); labels (B,), if any, go to the coupling and, as `labels=`, to the network.
 
     Raises:
-        InputError: data holds what is not finite.
+        InputError: data holds what is not finite, or no row.
     """
     check_finite("data", data)
+    if not len(data):
+        raise InputError("data: got no rows; give at least one")
     point = flow.draw(data, labels)
     conditions = {} if labels is None else {"labels": labels}
     return squared_error(flow.velocity(network)(point.x, point.t, **conditions), point).mean()

@@ -67,5 +67,5 @@ def create_model(name: str, size: str = "base", **arguments: Any) -> nn.Module:
             raise InputError(f"{argument} of {name}: got {value!r}; allowed is a whole number from 1 on")
     try:
         return model(**chosen)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{name}: {error}") from error

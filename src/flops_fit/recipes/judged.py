@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flops_fit.data.codecs import Codec, Embedded, reader
-from flops_fit.data.sentence_vectors import MADE_UP_ORIGIN, held_out_vectors, sentence_vectors
+from flops_fit.data.sentence_vectors import MADE_UP_ORIGIN, held_out_vectors, holds_vectors, sentence_vectors
 from flops_fit.data.sentences import read_sentences
 from flops_fit.data.text import is_held_out
 from flops_fit.data.vectors import Vectors
@@ -53,6 +53,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.samples < FEWEST:
             raise InputError(f"--samples: got {self.samples}; allowed are 0 (none) or at least {FEWEST}")
+        if not 0 < self.until <= 1:
+            raise InputError(f"--until: got {self.until}; allowed is a time above 0, noise, up to 1, data")
         if self.method not in (*FIXED, "dopri5"):
             raise InputError.unknown("method", self.method, [*FIXED, "dopri5"])
 
@@ -78,11 +80,13 @@ class Evaluation:
     absent: Mapping[str, str] = field(default_factory=dict)
     by_time: Mapping[str, list[float]] = field(default_factory=dict)  # mean losses in bands of t
     sampled: Mapping[str, Any] = field(default_factory=dict)  # how samples were made; empty where none were
+    notes: tuple[str, ...] = ()  # what a reader must know of the numbers
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "bundle": self.bundle, "data": self.data, "data_sha256": self.data_sha256, "metrics": table(self.metrics),
             "absent": dict(self.absent), "by_time": dict(self.by_time), "sampled": dict(self.sampled),
+            "notes": list(self.notes),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -92,6 +96,7 @@ class Evaluation:
             f"{m.name:<{width}}  {m.value:>10.4g}   95% {m.lo:.4g} to {m.hi:.4g}   n = {m.n:,}" for m in self.metrics
         ]
         lines += [f"{name:<{width}}  absent: {reason}" for name, reason in self.absent.items()]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -142,7 +147,11 @@ def _flow(
     recorded = flow.config["codec"]
     if data is None and not flow.config["data"].startswith(MADE_UP_ORIGIN):
         raise InputError(f"--data: {bundle} was trained on {flow.config['data']}; give such a file")
-    made_by = codec or recorded or None
+    if not recorded and not codec and not holds_vectors(data):
+        raise InputError(f"--codec: nobody said which codec made the vectors of {bundle}; give it to encode text with")
+    if recorded and codec and codec != recorded:
+        reader(recorded, codec)  # another one would measure something else
+    made_by, notes = codec or recorded or None, [flow.config["gaussian"]] if flow.config.get("gaussian") else []
     if sampling is not None:
         train, held_out = sentence_vectors(data, made_by, flow.config["vectors"])
         trained_on = train.values if train.fingerprint == flow.config["data_hash"] else None
@@ -151,21 +160,27 @@ def _flow(
         plain = flow.gaussian_sample(n, seed)
         measured, absent = of_samples(sampled.x, plain, trained_on, held_out.values)
         measured = how_reached(flow, sampled, seed) + measured
+        if trained_on is None and any(train.texts):
+            notes.append("known_words and perplexity are by the texts of this file, which it was not trained on")
         try:
+            coder: Codec | None = reader(recorded, codec)
+        except FlopsFitError as error:
+            coder, absent["text"] = None, str(error)
+        if coder is not None:
             heard = sampled.x if until == 1 else flow.sample(n, seed, sampling.method, sampling.steps, until=until).x
             plain = flow.gaussian_sample(n, seed, until)
-            read, unread = of_text(reader(recorded, codec), heard, plain, train.texts, held_out.texts)
+            read, unread = of_text(coder, heard, plain, train.texts, held_out.texts)
             measured, absent = measured + read, absent | unread
-        except FlopsFitError as error:
-            absent["text"] = str(error)
     else:
         held_out = held_out_vectors(data, made_by)
         measured, absent = [], {"samples": "none asked for; give --samples"}
+    if held_out.fingerprint != flow.config.get("held_out_hash"):
+        notes.append("these are not the vectors that were held out of its training; some may have been trained on")
     losses = flow.losses(held_out.values)
     found = tuple(losses.metrics() + measured)
     return Evaluation(
         bundle, held_out.described, held_out.fingerprint, found, absent, by_time=losses.by_time(),
-        sampled=asdict(sampling) if sampling else {},
+        sampled=asdict(sampling) if sampling else {}, notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from flops_fit.data.batches import split_by_hash
-from flops_fit.data.codecs import Sonar
+from flops_fit.data.codecs import Sonar, same
 from flops_fit.data.vectors import Augmentation, Normaliser, Vectors
 from flops_fit.errors import InputError
 from flops_fit.evaluate.flow import Losses, held_out_losses
@@ -25,7 +25,7 @@ from flops_fit.flow.baselines import Gaussian, full_covariance, zero
 from flops_fit.flow.couplings import coupling_named
 from flops_fit.flow.kernel import KernelVelocity, Memory, folded
 from flops_fit.flow.loss import Flow, check_finite, flow_loss, squared_error
-from flops_fit.flow.paths import Prediction, path_named
+from flops_fit.flow.paths import Prediction, check_prediction, check_times, path_named
 from flops_fit.flow.precondition import GaussianPreconditioned, Turned, rotated
 from flops_fit.flow.solvers import Solution, Velocity, solve
 from flops_fit.flow.times import times_named
@@ -118,7 +118,15 @@ class SentenceFlow(nn.Module):
         if self.config["arch"] != KERNEL:
             known = {"mean": self.mean, "variances": self.variances} if self.config["preconditioned"] else {}
             network = over_gaussian(network, cast(Tensor, self.normaliser.axes), self.path.name, **cast(Any, known))
-        return Flow(self.path, predicts=self.config.get("predicts", PREDICTS)).velocity(network)
+        known_velocity = Flow(self.path, predicts=self.config.get("predicts", PREDICTS)).velocity(network)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            if x.shape[1:] != (self.config["dim"],):
+                raise InputError(f"x: got shape {tuple(x.shape)}; the flow takes (B, {self.config['dim']})")
+            check_times(t)
+            return known_velocity(x, t)
+
+        return velocity
 
     @torch.no_grad()
     def sample(
@@ -173,6 +181,9 @@ class SentenceFlow(nn.Module):
             raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
         if missing := [name for name in NEEDED if name not in config]:
             raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
+        if wrong := [name for name in ("path", "data", "data_hash", "codec") if not isinstance(config[name], str)]:
+            raise InputError(f"{folder}: {wrong[0]} in its config is {config[wrong[0]]!r}, no text; train it again")
+        check_prediction(config.get("predicts", PREDICTS))
         try:
             made = cls(config)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -228,6 +239,11 @@ def training(
         "arguments": bool(arguments),
     }  # fmt: skip
     _check_unread(arch, flow, [name for name, other in chosen.items() if other])
+    if teacher is not None and not (
+        same(teacher.config["codec"], vectors.codec) and teacher.config["dim"] == vectors.values.shape[1]
+    ):
+        told = f"teacher: its vectors are of {teacher.config['codec'] or 'nobody knows which codec'}"
+        raise InputError(f"{told}, these of {vectors.codec or 'nobody knows which'}; straighten it on its own kind")
     if held_out is None:
         inside, outside = split_by_hash(len(vectors))
         vectors, held_out = vectors.at(inside), vectors.at(outside)
