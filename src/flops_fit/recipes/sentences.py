@@ -235,15 +235,10 @@ def training(
     _check_names(arch, size, flow, teacher)
     chosen = {
         "times": times != "uniform", "augmentation": augmentation not in ("", "none"),
-        "statistics": statistics is not None, "gaussian": preconditioned is False,
-        "arguments": bool(arguments),
+        "statistics": statistics is not None, "gaussian": preconditioned is False, "arguments": bool(arguments),
     }  # fmt: skip
     _check_unread(arch, flow, [name for name, other in chosen.items() if other])
-    if teacher is not None and not (
-        same(teacher.config["codec"], vectors.codec) and teacher.config["dim"] == vectors.values.shape[1]
-    ):
-        told = f"teacher: its vectors are of {teacher.config['codec'] or 'nobody knows which codec'}"
-        raise InputError(f"{told}, these of {vectors.codec or 'nobody knows which'}; straighten it on its own kind")
+    _check_teacher(teacher, vectors)
     if held_out is None:
         inside, outside = split_by_hash(len(vectors))
         vectors, held_out = vectors.at(inside), vectors.at(outside)
@@ -362,6 +357,14 @@ def _check_names(arch: str, size: str, flow: str, teacher: SentenceFlow | None) 
         )
     if arch == KERNEL and flow not in ("icfm", "gvp"):
         raise InputError(f"arch: {KERNEL} with flow {flow!r}; it remembers pairs of chance: use icfm or gvp")
+
+
+def _check_teacher(teacher: SentenceFlow | None, vectors: Vectors) -> None:
+    if teacher is None:
+        return
+    if not same(teacher.config["codec"], vectors.codec) or teacher.config["dim"] != vectors.values.shape[1]:
+        told = f"teacher: its vectors are of {teacher.config['codec'] or 'nobody knows which codec'}"
+        raise InputError(f"{told}, these of {vectors.codec or 'nobody knows which'}; straighten it on its own kind")
 
 
 def _check_unread(arch: str, flow: str, chosen: Sequence[str]) -> None:
