@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from flops_fit import cli
+from command import call
 from flops_fit.data import cats
 from flops_fit.data.cats import BREEDS
 
@@ -31,18 +30,6 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip in
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = 60.0  # generous: asserted is that it happens at all
 NAMES = [*(breed.replace(" ", "_") for breed in BREEDS), "pug"]
-
-
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["flops-fit", *words])
-    code: Any = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code or 0, out, err
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +133,6 @@ def test_what_cannot_be(
     assert code == 2 and not out
     assert said in err and err.count("\n") == 1 and err.startswith("error: ")
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
-
-
-@pytest.mark.parametrize("verb", ["data get", "data info"])
-def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    shown = CliRunner().invoke(cli.app, [*verb.split(), "--help"])
-    assert shown.exit_code == 0
-    assert f"Example: flops-fit {verb}" in shown.output
-    assert "--json" in shown.output
 
 
 def test_ctrl_c_says_that_it_goes_on(tmp_path: Path) -> None:

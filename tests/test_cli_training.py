@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from flops_fit import cli
+from command import call
 from flops_fit.data import parquet
 from flops_fit.data.codecs import codec_named
 from flops_fit.data.vectors import read_vectors
@@ -19,18 +17,6 @@ KINDS = ("dog", "cat", "man", "girl", "fox", "boy", "hen", "cow")
 SENTENCES = [f"A {a} {b} {c} a {d}." for a in ("big", "small", "red", "old") for b in KINDS
              for c in ("sees", "eats", "holds") for d in ("ball", "fish", "stick", "book", "hat")]  # fmt: skip
 ALWAYS = {"loss", "loss_zero", "loss_gaussian", "explained"}
-
-
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", ["flops-fit", *words])
-    code: Any = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code or 0, out, err
 
 
 @pytest.fixture(scope="module")

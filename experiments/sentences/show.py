@@ -58,8 +58,9 @@ def tables(folder: Path) -> None:
     print("\nFlow icfm, loss of the first less that of the second; p over held-out rows, seeds averaged, by Holm:\n")
     for row in read(folder / "paired.csv"):
         print(f"- {row['first']} - {row['second']}: {row['difference']:+.4f}, p = {row['p']:.2g}")
-    solvers = of_flows(rows, read(folder / "solvers.csv"), "icfm")
-    ladder("Energy distance of icfm samples by solver", solvers, ("arch", "method"), "nfe", "evaluations")
+    for flow in ("icfm", "reflow"):
+        solvers = of_flows(rows, read(folder / "solvers.csv"), flow)
+        ladder(f"Energy distance of {flow} samples by solver", solvers, ("arch", "method"), "nfe", "evaluations")
     guided = read(folder / "guidance.csv")
     ladder("Energy distance, led away from the Gaussian", guided, ("arch",), "scale", "scale")
 

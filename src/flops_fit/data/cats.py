@@ -68,16 +68,16 @@ ALLOWED = (
 )
 
 
-def class_number(name: str, argument: str = "class") -> int:
-    """Position in CLASSES; case does not matter, and underscores are blanks.
+def class_number(name: str, argument: str = "class", classes: Sequence[str] = CLASSES) -> int:
+    """Position among the classes; case does not matter, and underscores are blanks.
 
     Raises:
         InputError: it is none of them; the nearest are named.
     """
     spelled = " ".join(re.split(r"[\s_]+", name.strip())).title()
-    if spelled not in CLASSES:
-        raise InputError.unknown(argument, spelled, CLASSES)
-    return CLASSES.index(spelled)
+    if spelled not in classes:
+        raise InputError.unknown(argument, spelled, classes)
+    return classes.index(spelled)
 
 
 # --- the official set -------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Found:
     def digests(self) -> list[bytes]:
         """SHA-256 of each image's bytes.
 
-        All bytes are read for it, two seconds for the official set, because names, sizes and times lie: a copy has
+        All bytes are read for it, because names, sizes and times lie: a copy has
         other times, and a file that is written anew within one tick of the clock keeps its own.
         """
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:

@@ -9,7 +9,7 @@ from torch import Tensor
 from flops_fit.evaluate.metric import Metric, centred
 from flops_fit.evaluate.sets import checked
 
-DRAWS = 200  # decompositions, .1 s each with 1,000 rows of 1,280; they tell the width of an interval to some 10%
+DRAWS = 200  # decompositions: enough for the width of an interval, few enough for a thousand rows of a thousand numbers
 
 Gaussian = tuple[Tensor, Tensor]  # mean (D,) and a factor F (r, D) of the covariance F'F, r <= min(n, D)
 
@@ -30,8 +30,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet(name: str, a: Tensor, b: Tensor) -> Metric:
     """The distance with the interval of what sets of n and m rows are apart, rows of both resampled; n is that of `a`.
 
-    Read it beside the floor, the distance of two real sets of these sizes; near that the interval is up to twice too
-    wide. Takes `DRAWS` decompositions of min(n, D) x min(m, D) numbers, and where n > D as many of n x D.
+    Read it beside the floor, the distance of two real sets of these sizes; near that the interval is too wide.
+    Takes `DRAWS` decompositions of min(n, D) x min(m, D) numbers, and where n > D as many of n x D.
     """
     first, second = checked(a, b)
     dice = np.random.default_rng(0)

@@ -35,7 +35,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def kid(name: str, a: Tensor, b: Tensor) -> Metric:
     """The distance with its interval, rows of both resampled; a row that came twice does not meet itself. n is of `a`.
 
-    Where the sets are drawn alike the interval is some 1.7 times too wide, as resamples of such statistics are (Arcones
+    Where the sets are drawn alike the interval is too wide, as resamples of such statistics are (Arcones
     and Gine 1992, Annals of Statistics 20, 655-674).
     """
     first, second = checked(a, b)

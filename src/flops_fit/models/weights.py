@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,20 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if broken:
         raise InputError(f"{folder}: {min(broken)} holds NaN or infinity; train it again")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, config
+
+
+def of_kind(folder: Path, kind: str, needed: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `read` gives of a bundle of that kind, whose config says all that is needed.
+
+    Raises:
+        InputError: as `read`, or it is of another kind, or its config lacks something.
+    """
+    tensors, config = read(folder)
+    if config.get("kind") != kind:
+        raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {kind!r}")
+    if missing := [name for name in needed if name not in config]:
+        raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
+    return tensors, config
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

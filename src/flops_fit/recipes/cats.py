@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from flops_fit.data.cats import class_number
 from flops_fit.errors import InputError
 from flops_fit.evaluate.flow import Losses, held_out_losses
 from flops_fit.flow.baselines import full_covariance, isotropic, zero
@@ -96,12 +97,7 @@ class CatFlow(nn.Module):
 
     def label(self, name: str | None) -> int:
         """Of a class by its name, however it is spelled; None: of none. Raises InputError, the nearest named."""
-        if name is None:
-            return self.network.null
-        known = {spelled(one): number for number, one in enumerate(self.config["classes"])}
-        if spelled(name) not in known:
-            raise InputError.unknown("--class", name, self.config["classes"])
-        return known[spelled(name)]
+        return self.network.null if name is None else class_number(name, "--class", self.config["classes"])
 
     def _guided(self, labels: Tensor, prepared: Prepared, guidance: Guidance) -> Velocity:
         if guidance.weaker is not None:
@@ -147,11 +143,7 @@ class CatFlow(nn.Module):
     @classmethod
     def load(cls, folder: Folder) -> CatFlow:
         """From a bundle. Raises InputError where it is damaged, of another kind, or does not fit its config."""
-        tensors, config = weights.read(folder)
-        if config.get("kind") != KIND:
-            raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
-        if missing := [name for name in NEEDED if name not in config]:
-            raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
+        tensors, config = weights.of_kind(folder, KIND, NEEDED)
         try:
             made = cls(config)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -168,10 +160,6 @@ def gaussians(known: Tensor, data: Tensor, flow: CatFlow) -> dict[str, Velocity]
     few = held_out_losses({str(i): one for i, one in enumerate(wide)}, flow.path, data).by_name
     best = min(range(len(wide)), key=lambda i: float(few[str(i)].mean()))
     return {"isotropic": isotropic(both).velocity(flow.path), "gaussian": wide[best]}
-
-
-def spelled(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").split())
 
 
 def _unconditional(velocity: Velocity) -> Any:

@@ -91,11 +91,7 @@ class CatClassifier(nn.Module):
     @classmethod
     def load(cls, folder: Folder) -> CatClassifier:
         """From a bundle. Raises InputError where it is damaged, of another kind, or does not fit its config."""
-        tensors, config = weights.read(folder)
-        if config.get("kind") != KIND:
-            raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
-        if missing := [name for name in NEEDED if name not in config]:
-            raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
+        tensors, config = weights.of_kind(folder, KIND, NEEDED)
         made = cls(config)
         weights.fill(made, tensors, str(folder))
         return made.eval()

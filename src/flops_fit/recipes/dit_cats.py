@@ -186,7 +186,7 @@ def options(preset: Preset) -> TrainOptions:
         raise InputError(f"{told}; allowed are {MOST_WARMUP:.0%} of them at most: less warmup, or more steps")
     return TrainOptions(
         warmup=warmup, decay=preset.decay, optimizer=preset.optimizer, weight_decay=0.01, ema=preset.ema,
-        looks=preset.looks, snapshots=preset.looks, learns_by=0.25,
+        looks=preset.looks, learns_by=0.25,
     )  # fmt: skip
 
 

@@ -176,11 +176,7 @@ class SentenceFlow(nn.Module):
     @classmethod
     def load(cls, folder: Folder) -> SentenceFlow:
         """From a bundle. Raises InputError where it is damaged, of another kind, or does not fit its config."""
-        tensors, config = weights.read(folder)
-        if config.get("kind") != KIND:
-            raise InputError(f"{folder}: a bundle of kind {config.get('kind')!r}; allowed is {KIND!r}")
-        if missing := [name for name in NEEDED if name not in config]:
-            raise InputError(f"{folder}: its config lacks {', '.join(missing)}; train it again")
+        tensors, config = weights.of_kind(folder, KIND, NEEDED)
         if wrong := [name for name in ("path", "data", "data_hash", "codec") if not isinstance(config[name], str)]:
             raise InputError(f"{folder}: {wrong[0]} in its config is {config[wrong[0]]!r}, no text; train it again")
         check_prediction(config.get("predicts", PREDICTS))
