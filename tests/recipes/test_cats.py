@@ -40,7 +40,7 @@ FLOAT32 = 1e-4  # of pixels in 0..255, before rounding
 
 
 def one(preset: Preset = FAST, **changes: Any) -> Any:
-    return training(SQUARES, preset, **{"network": TINY, "spectral": False} | changes)
+    return training(SQUARES, preset, **{"network": TINY} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,9 @@ def test_it_learned_more_than_the_gaussians(folder: Path) -> None:
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("changes", [{"spectral": True}, {"predicts": "data"}, {"augmentation": "full"}])
+@pytest.mark.parametrize("changes", [
+    {"precondition": "spectral"}, {"precondition": "none", "predicts": "data"}, {"augmentation": "full"},
+])
 def test_other_ways_come_back_as_they_were(changes: dict[str, Any], tmp_path: Path) -> None:
     preset = replace(FAST, times="uniform", looks=1)
     made = train(one(preset, **changes), tmp_path, watch=Quiet())

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_and_comes_back_as_it_was(folder: Path) -> None:
     loaded = CatClassifier.load(folder)
     _, _, held_out = parts_of(colours(), "efficientnet-lite0")
-    found = {metric.name: metric for metric in scores(loaded, held_out.pixels, held_out.labels)}
+    found = {metric.name: metric for metric in scores(loaded(held_out.pixels), held_out.labels)}
     assert found["accuracy"].lo > 0.5  # by chance 1 in 13
     assert {"calibration_error", "balanced_accuracy", "negative_log_likelihood"} <= found.keys()
     kept = weights.read(folder)

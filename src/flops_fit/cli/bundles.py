@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flops_fit.cli.app import AsJson, app, printed
-from flops_fit.cli.training import MOST_SEED, CodecName, Data
+from flops_fit.cli.training import MOST_SEED, CodecName
 from flops_fit.errors import FlopsFitError, InputError
 
 if TYPE_CHECKING:
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from flops_fit.recipes.sentences import SentenceFlow
 
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
-Steps = Annotated[int, typer.Option(min=1, help="of the solver; dopri5 finds its own")]
-Until = Annotated[float, typer.Option(help="time at which samples are read: 1, or before it with noise still on them")]
-Method = Annotated[str, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5")]
+Steps = Annotated[int | None, typer.Option(min=1, help="of the solver, default 20; dopri5 finds its own")]
+Until = Annotated[
+    float | None, typer.Option(help="of sentences: time at which they are read; before 1 there is noise on them")
+]
+Method = Annotated[str | None, typer.Option(help="solver: euler, midpoint, heun (default), rk4 or dopri5")]
+Guided = Annotated[float | None, typer.Option(help="of pictures towards their class; 1: none; default: the bundle's")]
+Extractor = Annotated[
+    str, typer.Option(help="what sees pictures: efficientnet-lite0, inception[:FILE] or dinov2:FOLDER")
+]
+ClassifierName = Annotated[str, typer.Option(help="bundle that tells breeds")]
 SHEET = "sheet.png"  # all pictures that were sampled together
 
 
@@ -28,12 +35,12 @@ def sample(
     bundle: Bundle,
     n: Annotated[int, typer.Option(min=1, help="samples")] = 10,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of the noise: equal seeds, equal samples")] = 0,
-    method: Method = "heun",
-    steps: Steps = 20,
-    until: Until = 1.0,
+    method: Method = None,
+    steps: Steps = None,
+    until: Until = None,
     codec: CodecName = None,
     breed: Annotated[str | None, typer.Option("--class", help="of pictures, one of the bundle's; default: any")] = None,
-    guidance: Annotated[float, typer.Option(help="of pictures towards their class; 1: none")] = 1.0,
+    guidance: Guided = None,
     out: Annotated[
         Path | None, typer.Option(help="FILE.parquet for vectors and texts; a folder for pictures")
     ] = None,
@@ -42,17 +49,21 @@ def sample(
     """Generate: sentences to read, or pictures of a class."""
     from flops_fit.models import weights
     from flops_fit.recipes import cats
-    from flops_fit.recipes.sentences import SentenceFlow
+    from flops_fit.recipes.sentences import SAMPLING, SentenceFlow
 
     folder = weights.located(bundle)
-    how = {"bundle": bundle, "seed": seed, "method": method}
     if weights.read(folder)[1].get("kind") == cats.KIND:
-        _only("of sentences", {"--until": until != 1, "--codec": codec is not None})
-        document, said = _pictures(cats.CatFlow.load(folder), breed, n, seed, method, steps, guidance, out)
+        _only("of sentences", {"--until": until is not None, "--codec": codec is not None})
+        flow = cats.CatFlow.load(folder)
+        asked = {"method": method, "steps": steps, "guidance": guidance}
+        how = {name: usual if asked[name] is None else asked[name] for name, usual in flow.sampling.items()}
+        document, said = _pictures(flow, breed, n, seed, how, out)
     else:
-        _only("of pictures", {"--class": breed is not None, "--guidance": guidance != 1})
-        document, said = _sentences(SentenceFlow.load(folder), n, seed, method, steps, until, codec, out)
-    printed({**how, **document} if as_json else said)
+        _only("of pictures", {"--class": breed is not None, "--guidance": guidance is not None})
+        asked = {"method": method, "steps": steps, "until": until}
+        how = {name: usual if asked[name] is None else asked[name] for name, usual in SAMPLING.items()}
+        document, said = _sentences(SentenceFlow.load(folder), n, seed, how, codec, out)
+    printed({"bundle": bundle, "seed": seed, **how, **document} if as_json else said)
 
 
 def _only(what: str, given: dict[str, bool]) -> None:
@@ -62,7 +73,7 @@ def _only(what: str, given: dict[str, bool]) -> None:
 
 
 def _sentences(
-    flow: SentenceFlow, n: int, seed: int, method: str, steps: int, until: float, codec: str | None, out: Path | None
+    flow: SentenceFlow, n: int, seed: int, how: dict[str, Any], codec: str | None, out: Path | None
 ) -> tuple[dict[str, Any], str]:
     """(what was made, in words)."""
     from flops_fit.data.codecs import reader
@@ -70,7 +81,7 @@ def _sentences(
 
     if out is not None:
         check_out(out)
-    found, coder, texts = flow.sample(n, seed, method, steps, until=until), None, [""] * n
+    found, coder, texts = flow.sample(n, seed, **how), None, [""] * n
     try:
         coder = reader(flow.config["codec"], codec)
         texts = coder.decode(found.x)
@@ -87,44 +98,94 @@ def _sentences(
 
 
 def _pictures(
-    flow: CatFlow, breed: str | None, n: int, seed: int, method: str, steps: int, guidance: float, out: Path | None
+    flow: CatFlow, breed: str | None, n: int, seed: int, how: dict[str, Any], out: Path | None
 ) -> tuple[dict[str, Any], str]:
     """A PNG file each, and a sheet of them all: (what was made, in words)."""
     import torch
 
     from flops_fit.data.pictures import sheet, write_png
-    from flops_fit.recipes.cats import Guidance
-
     if out is None:
         raise InputError("--out: got none, and pictures are files; give --out FOLDER")
     label = flow.label(breed)
-    pixels = flow.sample(torch.full((n,), label), seed, method, steps, Guidance(guidance))
+    pixels = flow.sample(torch.full((n,), label), seed, **how)
     out.mkdir(parents=True, exist_ok=True)
     called = "any" if breed is None else flow.config["classes"][label].lower().replace(" ", "-")
     files = [out / f"{called}-{seed}-{number}.png" for number in range(n)]
     for file, image in zip(files, pixels, strict=True):
         write_png(file, image)
     write_png(out / SHEET, sheet(pixels, columns=max(1, round(n**0.5))))
-    document = {"class": breed, "guidance": guidance, "files": [str(file) for file in files]}
+    document = {"class": breed, "files": [str(file) for file in files]}
     return document, f"{n} pictures and {SHEET}: {out}"
 
 
 @app.command(epilog="Example: flops-fit evaluate outputs/sentences/dit-chunked-icfm-5k-0 --data sentences.txt")
 def evaluate(
     bundle: Bundle,
-    data: Data = None,
+    data: Annotated[
+        str | None, typer.Option(help="sentences or vectors, as `train sentences` takes them; pictures, as `data info`")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="to generate, for what is said of samples; 0: none")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of their noise")] = 0,
-    method: Method = "heun",
-    steps: Steps = 20,
-    until: Until = 1.0,
+    method: Method = None,
+    steps: Steps = None,
+    until: Until = None,
+    guidance: Guided = None,
     codec: CodecName = None,
+    extractor: Extractor = "efficientnet-lite0",
+    classifier: ClassifierName = "cats-classifier",
+    report: Annotated[
+        Path | None, typer.Option(help="of pictures: folder for evaluation_report.json and a page with grids")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out data, every number with its 95% interval."""
-    from flops_fit.recipes.judged import Sampling
+    from flops_fit.recipes.evaluation import Sampling
     from flops_fit.recipes.judged import evaluate as judged
+    from flops_fit.recipes.judged_cats import Judges
+    from flops_fit.recipes.report import write
 
-    sampling = Sampling.asked(samples, seed=seed, method=method, steps=steps, until=until)
-    found = judged(bundle, data, sampling, codec=codec)
+    sampling = Sampling.asked(samples, seed=seed, method=method, steps=steps, until=until, guidance=guidance)
+    found, shown = judged(bundle, data, sampling, coder=codec, judges=Judges(extractor, classifier))
+    if report is not None:
+        if shown is None:
+            raise InputError(f"--report: {bundle} makes no pictures to show; leave it out, and take --json")
+        write(report, found, shown)
     printed(found.to_dict() if as_json else str(found))
+
+
+@app.command(epilog="Example: flops-fit compare outputs/cats-400k outputs/cats-200k --data cats --samples 1000")
+def compare(
+    bundle: Bundle,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="a bundle of the same kind")],
+    data: Annotated[str, typer.Option(help="pictures, as `data info` takes them")],
+    samples: Annotated[int, typer.Option(min=0, help="of each, from the same noise; 0: none")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of their noise")] = 0,
+    extractor: Extractor = "efficientnet-lite0",
+    classifier: ClassifierName = "cats-classifier",
+    as_json: AsJson = False,
+) -> None:
+    """By how much one bundle of pictures is better than another: paired differences with their 95% intervals."""
+    from flops_fit.recipes.compared import compare as compared
+    from flops_fit.recipes.evaluation import Sampling
+    from flops_fit.recipes.judged_cats import Judges
+
+    found = compared(bundle, other, data, Sampling.asked(samples, seed=seed), Judges(extractor, classifier))
+    printed(found.to_dict() if as_json else str(found))
+
+
+@app.command(epilog="Example: flops-fit classify cat.jpg")
+def classify(
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="files; JPEG, PNG and others")],
+    bundle: Annotated[str, typer.Option("--bundle", help="a classifier, by name or folder")] = "cats-classifier",
+    as_json: AsJson = False,
+) -> None:
+    """Tell which breed of cat a picture shows, and whether it shows a cat."""
+    from flops_fit.recipes.classifier import told
+
+    found = told(bundle, pictures)
+    if as_json:
+        printed({"bundle": bundle, "pictures": [one.to_dict() for one in found]})
+    else:
+        printed("\n".join(map(str, found)))
+    if any(one.reason for one in found):
+        raise typer.Exit(2)

@@ -150,6 +150,42 @@ def dit_cats(
     _train(made, folder, resume, as_json)
 
 
+@train_app.command("cats-classifier", epilog="Example: flops-fit train cats-classifier --data cats")
+def cats_classifier(
+    data: CatData,
+    backbone: Annotated[str, typer.Option(help="efficientnet-lite0, resnet18 or resnet34")] = "efficientnet-lite0",
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="checkpoint that the backbone begins with, or none; default: ImageNet's of the package"),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=32, help="pixels a side, as the network sees them")] = 192,
+    epochs: Annotated[float, typer.Option(help="passes over the pictures")] = 30.0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    lr: Annotated[float, typer.Option(help="largest learning rate of the heads; a pretrained backbone's is a tenth")]
+    = 3e-3,
+    augmentation_level: Annotated[
+        str, typer.Option(help="none, basic (mirrored), or full (cropped and coloured too)")
+    ] = "full",
+    heads_first: Annotated[
+        float, typer.Option(help="share of the run in which the backbone stays as it is, from 0 to below 1")
+    ] = 0.1,
+    patience: Annotated[int, typer.Option(min=0, help="looks without progress before it ends early; 0: never")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, changes of pictures")] = 0,
+    output: Output = None,
+    resume: Resume = True,
+    as_json: AsJson = False,
+) -> None:
+    """Which breed a picture shows, and whether it is a cat at all; with its accuracy and calibration, held out."""
+    from flops_fit.data.cats import cat_pictures
+    from flops_fit.recipes.classifier import training
+
+    made = training(
+        cat_pictures(data, image_size), backbone, {None: True, "none": False}.get(pretrained, pretrained or True),
+        epochs, batch_size, lr, augmentation_level, heads_first, patience, seed,
+    )  # fmt: skip
+    _train(made, output or Path("outputs") / f"cats-classifier-{seed}", resume, as_json)
+
+
 def _train(made: Training, output: Path, resume: bool, as_json: bool) -> None:
     from flops_fit.evaluate.metric import table
     from flops_fit.study.training import train

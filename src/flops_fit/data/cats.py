@@ -181,6 +181,15 @@ def cat_pictures(path: str | os.PathLike[str], size: int = SIZE) -> Pictures:
     return _read(path, found, found.digests(), size)[0]
 
 
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Of a file its own; of a folder that of the names, classes, splits and bytes of its images."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _digest(path).hex()
+    found = _found(path)
+    return hashlib.sha256(_known(found, found.digests())).hexdigest()
+
+
 def contents(path: str | os.PathLike[str]) -> Contents:
     """What `path` holds. Raises as `cat_pictures`."""
     path = Path(path).expanduser()
@@ -250,8 +259,12 @@ def _digest(encoded: bytes | Path) -> bytes:
 
 def _content(found: Found, digests: Sequence[bytes]) -> str:
     """The hash of all that the pictures and what is told of them depend on."""
+    return hashlib.sha256(_known(found, digests)).hexdigest()[:16]
+
+
+def _known(found: Found, digests: Sequence[bytes]) -> bytes:
     known = [(row.name, row.label, row.split, digest.hex()) for row, digest in zip(found.rows, digests, strict=True)]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    return json.dumps(known).encode()
 
 
 def _pixels(found: Found, digests: Sequence[bytes], size: int) -> tuple[Tensor, dict[int, str]]:

@@ -240,11 +240,18 @@ def write_png(path: Path, pixels: Tensor) -> None:
         InputError: the folder is not there or cannot be written.
         MissingExtra: Pillow is not installed.
     """
-    image = _pillow().Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())  # (H, W, 3)
+    content = png(pixels)
     try:
-        image.save(path, format="PNG")
+        path.write_bytes(content)
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written ({error}); give a folder that exists") from error
+
+
+def png(pixels: Tensor) -> bytes:
+    """One image (3, H, W) uint8 as a PNG file. Raises MissingExtra without Pillow."""
+    found = io.BytesIO()
+    _pillow().Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(found, format="PNG")  # (H, W, 3)
+    return found.getvalue()
 
 
 def sheet(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:

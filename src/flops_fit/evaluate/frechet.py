@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flops_fit.evaluate.metric import Metric, centred
+from flops_fit.errors import InputError
+from flops_fit.evaluate.metric import LEVEL, Metric, centred
 from flops_fit.evaluate.sets import checked
 
 DRAWS = 200  # decompositions: enough for the width of an interval, few enough for a thousand rows of a thousand numbers
@@ -42,6 +43,27 @@ def frechet(name: str, a: Tensor, b: Tensor) -> Metric:
 
     found = [_apart(resampled(first), resampled(second)) for _ in range(DRAWS)]
     return centred(f"frechet_{name}", frechet_distance(a, b), found, len(a))
+
+
+def frechet_difference(a: Tensor, b: Tensor, real: Tensor) -> Metric:
+    """Distance of `a` (n, D) to `real` (m, D) less that of `b` (n, D). Row i of both has one cause (the same noise), so
+    all three are resampled with the same rows in `a` and in `b`; the interval is that of the difference."""
+    first, reference = checked(a, real)
+    second, _ = checked(b, real)
+    if len(first) != len(second):
+        raise InputError(f"b: got {len(second)} rows for {len(first)} of a; row i of both must have one cause")
+    dice, sizes = np.random.default_rng(0), (len(first), len(reference))
+
+    def difference(rows: Tensor, columns: Tensor) -> float:
+        known = _gaussian(reference, columns)
+        return _apart(_gaussian(first, rows), known) - _apart(_gaussian(second, rows), known)
+
+    def resampled() -> float:
+        return difference(*(torch.from_numpy(np.bincount(dice.integers(0, n, n), minlength=n)) for n in sizes))
+
+    value, off = difference(*(torch.ones(n) for n in sizes)), np.array([resampled() for _ in range(DRAWS)])
+    lo, hi = value + np.quantile(off - off.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Metric(name="frechet_difference", value=value, lo=float(lo), hi=float(hi), n=len(first))
 
 
 def _gaussian(rows: Tensor, counts: Tensor) -> Gaussian:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import LEVEL, Metric
 from flops_fit.evaluate.sets import checked
 
@@ -40,16 +41,34 @@ def kid(name: str, a: Tensor, b: Tensor) -> Metric:
     """
     first, second = checked(a, b)
     dice = np.random.default_rng(0)
+    found = _distances(first, second, _weights(len(first), dice), _weights(len(second), dice))
+    return _metric(f"kid_{name}", found, len(first))
 
-    def weights(rows: Tensor) -> Tensor:
-        """(n, DRAWS + 1): how often each row came in each resample; last once each."""
-        n = len(rows)
-        counts = [np.bincount(dice.integers(0, n, n), minlength=n) for _ in range(DRAWS)]
-        return torch.from_numpy(np.stack([*counts, np.ones(n)], axis=1)).double()
 
-    found = _distances(first, second, weights(first), weights(second)).numpy()
-    lo, hi = np.nanquantile(found[:-1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])  # resamples of one row alone have none
-    return Metric(name=f"kid_{name}", value=float(found[-1]), lo=float(lo), hi=float(hi), n=len(a))
+def kid_difference(a: Tensor, b: Tensor, real: Tensor) -> Metric:
+    """Distance of `a` (n, D) to `real` (m, D) less that of `b` (n, D). Row i of both has one cause (the same noise), so
+    all three are resampled with the same rows in `a` and in `b`; the interval is that of the difference."""
+    first, reference = checked(a, real)
+    second, _ = checked(b, real)
+    if len(first) != len(second):
+        raise InputError(f"b: got {len(second)} rows for {len(first)} of a; row i of both must have one cause")
+    dice = np.random.default_rng(0)
+    own, known = _weights(len(first), dice), _weights(len(reference), dice)
+    found = _distances(first, reference, own, known) - _distances(second, reference, own, known)
+    return _metric("kid_difference", found, len(first))
+
+
+def _weights(n: int, dice: np.random.Generator) -> Tensor:
+    """(n, DRAWS + 1): how often each row came in each resample; last once each."""
+    counts = [np.bincount(dice.integers(0, n, n), minlength=n) for _ in range(DRAWS)]
+    return torch.from_numpy(np.stack([*counts, np.ones(n)], axis=1)).double()
+
+
+def _metric(name: str, found: Tensor, n: int) -> Metric:
+    """(DRAWS + 1,) values of resamples, and last of the rows as they are."""
+    values = found.numpy()
+    lo, hi = np.nanquantile(values[:-1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])  # resamples of one row alone have none
+    return Metric(name=name, value=float(values[-1]), lo=float(lo), hi=float(hi), n=n)
 
 
 def _distances(a: Tensor, b: Tensor, counts_a: Tensor, counts_b: Tensor) -> Tensor:

@@ -95,18 +95,18 @@ def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metri
     _check(samples, training)
     _check(held_out, training)
     some = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:NEIGHBOURS]
-    own = _nearest(training[some], training, at=some)
+    own = nearest(training[some], training, at=some)[0]
     near = float(own[own > 0].quantile(CLOSE)) if bool((own > 0).any()) else 0.0
     return [
-        share_of(name, (_nearest(rows, training) <= near).cpu().numpy())
+        share_of(name, (nearest(rows, training)[0] <= near).cpu().numpy())
         for name, rows in (("memorised", samples), ("memorised_held_out", held_out))
     ]
 
 
-def _nearest(rows: Tensor, among: Tensor, at: Tensor | None = None) -> Tensor:
-    """(n,) distance of each row to the nearest of `among`; where these hold the rows themselves, `at` these places: to
-    another one."""
-    found = []
+def nearest(rows: Tensor, among: Tensor, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(n,) distance of each row (n, D) to the nearest of `among` (m, D), and (n,) which that is; where these hold the
+    rows themselves, `at` these places: to another one."""
+    found, places = [], []
     known = among.double()
     lengths = known.square().sum(dim=1)  # (m,)
     for start in range(0, len(rows), AT_ONCE):
@@ -114,8 +114,9 @@ def _nearest(rows: Tensor, among: Tensor, at: Tensor | None = None) -> Tensor:
         far = lengths - 2 * some @ known.T  # (AT_ONCE, m), by one product: squared distances but for |some|^2
         if at is not None:
             far[torch.arange(len(some)), at[start : start + AT_ONCE]] = float("inf")
-        found.append((some - known[far.argmin(dim=1)]).norm(dim=1))  # exact, so that a copy is at 0
-    return torch.cat(found)
+        places.append(far.argmin(dim=1))
+        found.append((some - known[places[-1]]).norm(dim=1))  # exact, so that a copy is at 0
+    return torch.cat(found), torch.cat(places)
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

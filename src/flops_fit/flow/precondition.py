@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -45,6 +46,41 @@ class GaussianPreconditioned(nn.Module):
         mean, variances = cast(Tensor, self.mean), cast(Tensor, self.variances)
         expected, whitened, spread = gaussian_parts(self.path, mean, variances, x, t)
         return expected + spread * cast(Tensor, self.network(whitened, t, **conditions))
+
+
+class Around(nn.Module):
+    """A network with a velocity around it that needs no training. Says what `around` gives with its own network."""
+
+    def __init__(self, network: nn.Module, path: Path | str = "linear") -> None:
+        super().__init__()
+        self.network = network
+        self.path = path if isinstance(path, Path) else path_named(path)
+
+    def num_params(self) -> int:
+        """N: the network's; what is around it is measured, not trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        return self.around(self.network, x, t, **conditions)
+
+    def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        """`forward` with another network inside, such as one that is prepared for sampling."""
+        raise NotImplementedError
+
+
+class UnitPreconditioned(Around):
+    """v(x, t) = velocity of N(0, I) + spread(t) network(x / deviation(t), t): F18 with mean 0 and variance 1.
+
+    What the network sees and what it is to say have unit variance at every time, if the data have (Karras et al. 2022,
+    arXiv 2206.00364, section 5; on the linear path its c_skip, c_out and c_in as a velocity).
+
+    Args:
+        network: (x (B, ...), t (B,), **conditions) -> like x.
+    """
+
+    def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        expected, scaled, spread = gaussian_parts(self.path, x.new_zeros(()), x.new_ones(()), x, t)
+        return expected + spread * network(scaled, t, **conditions)
 
 
 class Parts(NamedTuple):

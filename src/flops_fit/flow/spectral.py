@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flops_fit.errors import InputError
 from flops_fit.flow.loss import check_finite
-from flops_fit.flow.paths import Path, path_named
-from flops_fit.flow.precondition import gaussian_parts
+from flops_fit.flow.paths import Path
+from flops_fit.flow.precondition import Around, gaussian_parts
 from flops_fit.flow.solvers import Velocity
 
 LEAST = 1e-6  # of the mean variance: a frequency that the data do not know is not blown up further
@@ -84,7 +84,7 @@ class Spectrum(nn.Module):
             raise InputError("spectrum: it has no statistics; fit it on training images, or load it with its model")
 
 
-class SpectralPreconditioned(nn.Module):
+class SpectralPreconditioned(Around):
     """v(x, t) = the Gaussian's velocity + spread(t) network(x whitened, t), along frequencies (F18, F20).
 
     The network sees and answers in pixels. One that says 0 has the loss of the Gaussian.
@@ -95,20 +95,11 @@ class SpectralPreconditioned(nn.Module):
     """
 
     def __init__(self, network: nn.Module, spectrum: Spectrum, path: Path | str = "linear") -> None:
-        super().__init__()
+        super().__init__(network, path)
         spectrum._check()
-        self.network, self.spectrum = network, spectrum
-        self.path = path if isinstance(path, Path) else path_named(path)
-
-    def num_params(self) -> int:
-        """N: the network's; the spectrum is measured, not trained."""
-        return sum(p.numel() for p in self.parameters())
-
-    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        return self.around(self.network, x, t, **conditions)
+        self.spectrum = spectrum
 
     def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-        """`forward` with another network inside, such as one that is prepared for sampling."""
         spectrum = self.spectrum
         expected, whitened, spread = gaussian_parts(
             self.path, spectrum.mean, spectrum.variances, spectrum.there(x), t

@@ -6,6 +6,7 @@ The home of safetensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,14 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if broken:
         raise InputError(f"{folder}: {min(broken)} holds NaN or infinity; train it again")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, config
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the weights and what they belong to."""
+    found = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG):
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()
 
 
 def of_kind(folder: Path, kind: str, needed: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

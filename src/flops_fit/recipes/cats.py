@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path as Folder
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,18 @@ from flops_fit.evaluate.flow import Losses, held_out_losses
 from flops_fit.flow.baselines import full_covariance, isotropic, zero
 from flops_fit.flow.guidance import autoguidance, classifier_free
 from flops_fit.flow.loss import Flow
-from flops_fit.flow.paths import path_named
+from flops_fit.flow.paths import Path, path_named
+from flops_fit.flow.precondition import Around, UnitPreconditioned
 from flops_fit.flow.solvers import Velocity, solve, times_asked
 from flops_fit.flow.spectral import SpectralPreconditioned, Spectrum
 from flops_fit.models import weights
 from flops_fit.models.tinydit import Prepared, TinyDiT
 
 KIND = "cats"
-NEEDED = ("image_size", "classes", "network", "path", "predicts", "spectral", "data", "data_hash")
+NEEDED = ("image_size", "classes", "network", "path", "predicts", "precondition", "data", "data_hash")
+PRECONDITIONS = ("unit", "spectral", "none")  # what is around the network: N(0, I), the Gaussian along frequencies
 SHRINKAGES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15)  # of the full-covariance Gaussian, the best of which is reported
+SAMPLING = {"method": "heun", "steps": 20, "guidance": 1.0}  # where a bundle does not say how it is best sampled
 AT_ONCE = 32  # pictures that are sampled together
 SEED_STEP = 2**20  # between the seeds of two calls: picture i of a call has noise of its own, whatever the others are
 
@@ -57,34 +61,31 @@ class CatFlow(nn.Module):
         self.network = TinyDiT(image_size=config["image_size"], classes=len(config["classes"]), **config["network"])
         self.register_buffer("mean", torch.zeros(self.network.channels))  # (C,) of pixels in 0..1
         self.register_buffer("deviation", torch.ones(self.network.channels))
-        self.spectrum = Spectrum(self.network.channels, config["image_size"]) if config["spectral"] else None
+        self.spectrum = Spectrum(self.network.channels, config["image_size"])
 
     def velocity(self, labels: Tensor | None = None, network: TinyDiT | Prepared | None = None) -> Velocity:
         """(x (B, C, S, S) normalised, t (B,), labels=(B,)) -> like x; with `labels` given here, (x, t) alone."""
-        inner = network or self.network
-        if self.spectrum is not None:
-            around = SpectralPreconditioned(self.network, self.spectrum, self.path).around
-
-            def over(x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
-                return around(inner, x, t, **conditions)
-
-        else:
-            over = cast(Any, inner)
+        made = preconditioned(self.network, self.config["precondition"], self.path, self.spectrum)
+        inner: Any = network or self.network
+        over = partial(made.around, inner) if isinstance(made, Around) else inner
         known = Flow(self.path, predicts=self.config["predicts"]).velocity(over)
         return known if labels is None else lambda x, t: known(x, t, labels=labels)
 
     @torch.no_grad()
     def sample(
-        self, labels: Tensor, seed: int = 0, method: str = "heun", steps: int = 25, guidance: Guidance | None = None
-    ) -> Tensor:
+        self, labels: Tensor, seed: int = 0, method: str | None = None, steps: int | None = None,
+        guidance: Guidance | float | None = None,
+    ) -> Tensor:  # fmt: skip
         """(n, C, S, S) uint8 pictures of these classes (n,); K, the null label, is of any.
 
-        Picture i depends on the seed, i and its label alone, not on how many there are.
+        Picture i depends on the seed, i and its label alone, not on how many there are. What is not given is as the
+        bundle has it (`sampling`); a number as guidance is its scale.
 
         Raises:
             InputError: an unknown method or label.
         """
-        guided = guidance or Guidance()
+        guided = guidance if isinstance(guidance, Guidance) else self.led(guidance)
+        method, steps = method or str(self.sampling["method"]), steps or int(self.sampling["steps"])
         null = torch.tensor([self.network.null])
         prepared = Prepared(self.network, times_asked(method, steps), torch.cat((labels, null)))
         found = []
@@ -92,8 +93,25 @@ class CatFlow(nn.Module):
             some = labels[start : start + AT_ONCE]
             noise = torch.stack([self.noise(seed, start + i) for i in range(len(some))])
             found.append(solve(self._guided(some, prepared, guided), noise, method, steps).x)
-        x = torch.cat(found) * self.deviation[:, None, None] + self.mean[:, None, None]  # type: ignore[index]
-        return (255 * x).round().clamp(0, 255).byte()
+        return self.pixels(torch.cat(found))
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """(n, C, S, S) as the network gives them -> uint8, the inverse of `normalised` but for rounding."""
+        seen = x * self.deviation[:, None, None] + self.mean[:, None, None]  # type: ignore[index]
+        return (255 * seen).round().clamp(0, 255).byte()
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How it is best sampled, as its config has it: method and steps of the solver, scale of the guidance."""
+        return {name: self.config.get("sampling", {}).get(name, value) for name, value in SAMPLING.items()}
+
+    def led(self, scale: float | None = None) -> Guidance:
+        """How its samples are best led to their class, as its config has it, but for the scale where one is given."""
+        told = self.config.get("sampling", {})
+        return Guidance(
+            float(self.sampling["guidance"] if scale is None else scale), tuple(told.get("interval", (0.0, 1.0))),
+            bool(told.get("optimised", False)),
+        )  # fmt: skip
 
     def label(self, name: str | None) -> int:
         """Of a class by its name, however it is spelled; None: of none. Raises InputError, the nearest named."""
@@ -132,9 +150,7 @@ class CatFlow(nn.Module):
                 its shrinkage the best one on the held-out pictures themselves.
         """
         data = self.normalised(pixels)
-        plain: dict[str, Velocity] = {"zero": zero}
-        if self.spectrum is not None:
-            plain["spectral"] = self.spectrum.velocity(self.path)
+        plain: dict[str, Velocity] = {"zero": zero, "spectral": self.spectrum.velocity(self.path)}
         if known is not None:
             plain |= gaussians(self.normalised(known), data, self)
         conditional: dict[str, Any] = {name: _unconditional(velocity) for name, velocity in plain.items()}
@@ -150,6 +166,24 @@ class CatFlow(nn.Module):
             raise InputError(f"{folder}: its config makes no network ({error}); train it again") from error
         weights.fill(made, tensors, str(folder))
         return made.eval()
+
+
+def preconditioned(network: nn.Module, kind: str, path: Path | str, spectrum: Spectrum | None) -> nn.Module:
+    """What is trained: the network with a velocity around it, or by itself.
+
+    Args:
+        kind: of PRECONDITIONS.
+        spectrum: fitted; of "spectral" alone.
+
+    Raises:
+        InputError: an unknown kind.
+    """
+    if kind not in PRECONDITIONS:
+        raise InputError.unknown("precondition", kind, PRECONDITIONS)
+    if kind == "spectral":
+        assert spectrum is not None
+        return SpectralPreconditioned(network, spectrum, path)
+    return UnitPreconditioned(network, path) if kind == "unit" else network
 
 
 def gaussians(known: Tensor, data: Tensor, flow: CatFlow) -> dict[str, Velocity]:

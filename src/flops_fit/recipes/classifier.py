@@ -7,7 +7,7 @@ what was learned, at which price: experiments/cats
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as Folder
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from flops_fit.data.augment import Augmented
 from flops_fit.data.batches import split_by_hash
 from flops_fit.data.cats import CLASSES, OTHER
 from flops_fit.data.images import Images, sides
-from flops_fit.data.pictures import Pictures
+from flops_fit.data.pictures import Pictures, decoded
 from flops_fit.errors import InputError
 from flops_fit.evaluate.accuracy import classification, per_class, temperature
 from flops_fit.evaluate.metric import Metric, share_of
@@ -35,6 +35,7 @@ SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, arXiv 1512.00567)
 CAT_SHARE = 0.3  # of the loss: cat or not is learned sooner than the breed
 CALIBRATION = 0.1  # of the training pictures: they choose the best weights and the temperature, and train nothing
 AT_ONCE = 64
+SAID = 3  # classes that are told of a picture, in words
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def training(
         return whole(config, model, calibration).state_dict()
 
     def judged(model: nn.Module) -> list[Metric]:
-        return scores(whole(config, model, calibration), held_out.pixels, held_out.labels)
+        heads = whole(config, model, calibration)(held_out.pixels)
+        return [*scores(heads, held_out.labels), *per_class(heads.breeds, held_out.labels, CLASSES)]
 
     return Training(
         name=f"{backbone} of {len(CLASSES)} classes",
@@ -176,8 +178,62 @@ def whole(config: Mapping[str, Any], model: nn.Module, calibration: Images) -> C
     return made
 
 
-def scores(classifier: CatClassifier, pixels: Tensor, labels: Tensor) -> list[Metric]:
-    """Of pictures (n, 3, S, S) uint8 with classes (n,): breeds, calibration, cat or not, and each class."""
-    told = classifier(pixels)
-    cats = share_of("accuracy_cat", ((told.cat > 0) == (labels != OTHER)).numpy())
-    return [*classification(told.breeds, labels), cats, *per_class(told.breeds, labels, classifier.config["classes"])]
+@dataclass(frozen=True)
+class Told:
+    """What a classifier says of one file.
+
+    Args:
+        breeds: probability of each class, the likeliest first.
+        cat: probability that it shows a cat.
+        reason: why the file cannot be used; then there is nothing else.
+    """
+
+    file: str
+    breeds: Mapping[str, float] = field(default_factory=dict)
+    cat: float | None = None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.reason:
+            return {"file": self.file, "reason": self.reason}
+        return {"file": self.file, "class": next(iter(self.breeds)), "cat": self.cat, "breeds": dict(self.breeds)}
+
+    def __str__(self) -> str:
+        if self.reason or self.cat is None:
+            return f"{self.file}: {self.reason}"
+        first = ", ".join(f"{name} {share:.3f}" for name, share in list(self.breeds.items())[:SAID])
+        return f"{self.file}: {first}; a cat: {self.cat:.3f}"
+
+
+def told(bundle: str, files: Sequence[Folder]) -> list[Told]:
+    """What a classifier says of pictures in files, each cropped to its central square.
+
+    Raises:
+        InputError: an unknown bundle, or none of the files is a picture that can be read.
+        MissingExtra: Pillow is not installed.
+    """
+    classifier = CatClassifier.load(weights.located(bundle, "--bundle"))
+    pixels, broken = decoded(files, classifier.config["image_size"], photographs=True)
+    if len(broken) == len(files):
+        raise InputError(f"PICTURE: {files[0]}: {broken[0]}; give files of pictures")
+    heads = classifier(pixels)
+    shares, cats = heads.breeds.softmax(dim=1).tolist(), heads.cat.sigmoid().tolist()
+    readable, found = iter(zip(shares, cats, strict=True)), []
+    for number, file in enumerate(files):
+        if number in broken:
+            found.append(Told(str(file), reason=broken[number]))
+            continue
+        share, cat = next(readable)
+        ranked = sorted(zip(classifier.config["classes"], share, strict=True), key=lambda pair: -pair[1])
+        found.append(Told(str(file), dict(ranked), cat))
+    return found
+
+
+def scores(heads: Heads, labels: Tensor) -> list[Metric]:
+    """Of what was told of n pictures with classes (n,): breeds, calibration, cat or not."""
+    return [*classification(heads.breeds, labels), share_of("accuracy_cat", cat_right(heads, labels).numpy())]
+
+
+def cat_right(heads: Heads, labels: Tensor) -> Tensor:
+    """(n,) bool: whether cat or not is told rightly."""
+    return (heads.cat > 0) == (labels != OTHER)

@@ -22,11 +22,12 @@ from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric
 from flops_fit.flow.loss import Flow, flow_loss
 from flops_fit.flow.paths import Prediction, path_named
-from flops_fit.flow.spectral import SpectralPreconditioned, Spectrum
+from flops_fit.flow.precondition import Around
+from flops_fit.flow.spectral import Spectrum
 from flops_fit.flow.times import times_named
 from flops_fit.models.tinydit import PRESETS as NETWORKS
 from flops_fit.models.tinydit import TinyDiT
-from flops_fit.recipes.cats import KIND, CatFlow
+from flops_fit.recipes.cats import KIND, PRECONDITIONS, CatFlow, preconditioned
 from flops_fit.study import Study
 from flops_fit.study.training import Training
 from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
@@ -65,16 +66,15 @@ class CatMatching:
 
 
 def cat_network(
-    hidden: int, image_size: int, classes: int, network: Mapping[str, Any], path: str,
+    hidden: int, image_size: int, classes: int, network: Mapping[str, Any], path: str, precondition: str = "unit",
     spectrum: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """What is trained: a TinyDiT by its width, over the Gaussian of a spectrum where one is given."""
+    """What is trained: a TinyDiT by its width, with a velocity around it (recipes.cats.preconditioned)."""
     made = TinyDiT(hidden, image_size, classes=classes, **network)
-    if spectrum is None:
-        return made
-    known = Spectrum(made.channels, image_size)
-    known.load_state_dict(dict(spectrum), assign=True)  # they are here, wherever the network is built
-    return SpectralPreconditioned(made, known, path)
+    known = Spectrum(made.channels, image_size) if spectrum is not None else None
+    if known is not None and spectrum is not None:
+        known.load_state_dict(dict(spectrum), assign=True)  # they are here, wherever the network is built
+    return preconditioned(made, precondition, path, known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def training(
-    pictures: Pictures, preset: Preset, *, seed: int = 0, spectral: bool = True, predicts: Prediction = "velocity",
+    pictures: Pictures, preset: Preset, *, seed: int = 0, precondition: str = "unit", predicts: Prediction = "velocity",
     network: Mapping[str, Any] | None = None, augmentation: str = "basic", half: bool = True,
     checkpoint_every: int | None = None, sheets: Sheets | None = None,
 ) -> Training:  # fmt: skip
@@ -114,7 +114,7 @@ def training(
 
     Args:
         pictures: of the size of the preset's network; labels 0..12 (data.cats).
-        spectral: over the Gaussian along frequencies, or by itself.
+        precondition: what is around the network, of recipes.cats.PRECONDITIONS.
         network: arguments of TinyDiT instead of those of the preset's.
         augmentation: none; basic: mirrored; full: moved by some pixels too, which the network is told.
         sheets: of samples, to be drawn on the way.
@@ -130,33 +130,38 @@ def training(
         raise InputError.unknown("augmentation", augmentation, AUGMENTATIONS)
     train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
     known |= {"augments": 2} if train.told else {}
-    spectrum = Spectrum(train.pixels.shape[1], size).fit(both_ways(train)) if spectral else None
+    if precondition not in PRECONDITIONS:
+        raise InputError.unknown("precondition", precondition, PRECONDITIONS)
+    if predicts != "velocity" and precondition != "none":
+        told = f"predicts: got {predicts!r}; with precondition={precondition!r} allowed is 'velocity'"
+        raise InputError(f"{told}; give precondition='none' for another")
+    spectrum = Spectrum(train.pixels.shape[1], size).fit(both_ways(train))
     config = {
         "kind": KIND, "image_size": size, "classes": list(CLASSES), "network": {"hidden": hidden, **known},
-        "path": "linear", "predicts": predicts, "spectral": spectral, "times": preset.times,
+        "path": "linear", "predicts": predicts, "precondition": precondition, "times": preset.times,
         "augmentation": train.augment, "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
 
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
-        return whole(config, train, model).state_dict()
+        return whole(config, train, model, spectrum).state_dict()
 
     def judged(model: nn.Module) -> list[Metric]:
-        flow = whole(config, train, model).eval()
+        flow = whole(config, train, model, spectrum).eval()
         return flow.losses(held_out.pixels, held_out.labels, train.pixels).metrics()
 
     return Training(
-        name=f"{preset.network} {'over frequencies' if spectral else 'by itself'}",
+        name=f"{preset.network} of {size} x {size} pictures",
         model_cls=cat_network, size_param="hidden", size=hidden,
         model_kwargs={
             "image_size": size, "classes": len(CLASSES), "network": known, "path": "linear",
-            "spectrum": None if spectrum is None else spectrum.state_dict(),
+            "precondition": precondition, "spectrum": spectrum.state_dict() if precondition == "spectral" else None,
         },
         dataset=train, held_out=held_out, objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
         steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
         micro_batch=preset.batch_size if preset.accumulation > 1 else None,
         options=options(preset), config=config, parts=parts, evaluate=judged, half=half,
-        checkpoint_every=checkpoint_every, show=sheets.of(config, train) if sheets else None,
+        checkpoint_every=checkpoint_every, show=sheets.of(config, train, spectrum) if sheets else None,
         show_every=sheets.every if sheets else None,
     )  # fmt: skip
 
@@ -168,9 +173,9 @@ class Sheets:
     folder: Folder
     every: int
 
-    def of(self, config: Mapping[str, Any], images: Images) -> Show:
+    def of(self, config: Mapping[str, Any], images: Images, spectrum: Spectrum) -> Show:
         def show(model: nn.Module, step: int) -> None:
-            flow = whole(config, images, model).eval()
+            flow = whole(config, images, model, spectrum).eval()
             pixels = flow.sample(torch.arange(len(CLASSES)), method="heun", steps=SHEET_STEPS)
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             write_png(self.folder / "samples" / f"{step}.png", sheet(pixels, columns=5))
@@ -240,14 +245,11 @@ def study(data: str | None = None) -> Study:
     )
 
 
-def whole(config: Mapping[str, Any], images: Images, model: nn.Module) -> CatFlow:
+def whole(config: Mapping[str, Any], images: Images, model: nn.Module, spectrum: Spectrum) -> CatFlow:
     """The bundle of a trained model."""
     made = CatFlow(config)
-    network = model
-    if isinstance(model, SpectralPreconditioned):
-        assert made.spectrum is not None  # the config and the model are of one training
-        made.spectrum.load_state_dict(model.spectrum.state_dict())
-        network = model.network
+    network = model.network if isinstance(model, Around) else model
+    made.spectrum.load_state_dict(spectrum.state_dict())
     made.network.load_state_dict(network.state_dict())
     cast(Tensor, made.mean).copy_(images.mean)
     cast(Tensor, made.deviation).copy_(images.std)

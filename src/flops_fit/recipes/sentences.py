@@ -34,6 +34,7 @@ from flops_fit.study.training import Training
 from flops_fit.train.options import TrainOptions
 
 KIND = "sentences"
+SAMPLING = {"method": "heun", "steps": 20, "until": 1.0}  # where nobody says how to sample
 KERNEL = "kernel"  # no network: the data themselves, with a few numbers to train
 LR, KERNEL_LR = 1e-3, 0.05
 ALONE_LR, ALONE_WIDTH = 4e-3, 192  # of dit-chunked by itself

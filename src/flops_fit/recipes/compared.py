@@ -1,0 +1,105 @@
+"""Which of two bundles of pictures is better, and by how much: differences of the same pictures, paired."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from scipy.special import log_softmax
+
+from flops_fit.errors import InputError
+from flops_fit.evaluate.frechet import frechet_difference
+from flops_fit.evaluate.kid import kid_difference
+from flops_fit.evaluate.metric import Metric, mean_of
+from flops_fit.models import weights
+from flops_fit.recipes import cats, classifier
+from flops_fit.recipes.cats import CatFlow
+from flops_fit.recipes.classifier import CatClassifier, cat_right
+from flops_fit.recipes.evaluation import FEWEST, Evaluation, Sampling
+from flops_fit.recipes.judged_cats import Judges, classifier_sets, drawn, flow_sets, mixed, opened
+
+BELOW = "of differences, the first bundle less the second: below 0 the first is better"
+ABOVE = "accuracy and agreement: above 0 the first is better"
+
+
+def compare(one: str, other: str, data: str, sampling: Sampling | None, judges: Judges) -> Evaluation:
+    """Differences of all that both bundles are measured by, ONE less OTHER, with the intervals of the differences.
+
+    Flows see the same held-out pictures with the same noise, and sample from the same noise for the same classes.
+
+    Raises:
+        InputError: bundles of different kinds, classes or sizes, of a kind that is not compared, or data that cannot
+            be read.
+    """
+    folders = [weights.located(name, argument) for name, argument in ((one, "BUNDLE"), (other, "OTHER"))]
+    configs = [weights.read(folder)[1] for folder in folders]
+    kinds = {str(config.get("kind")) for config in configs}
+    if len(kinds) > 1 or kinds & {cats.KIND, classifier.KIND} != kinds:
+        told = " and ".join(sorted(kinds))
+        raise InputError(f"OTHER: got kinds {told}; allowed are two of {cats.KIND} or two of {classifier.KIND}")
+    for name in ("classes", "image_size"):
+        own, its = (config.get(name) for config in configs)
+        if own != its:
+            raise InputError(f"OTHER: {name} is {its}, that of {one} {own}; give bundles with equal ones")
+    both = f"{one} against {other}"
+    if kinds == {classifier.KIND}:
+        if sampling:
+            raise InputError("--samples: classifiers generate nothing; leave it out")
+        return _classifiers(both, [CatClassifier.load(folder) for folder in folders], data)
+    return _flows(both, [CatFlow.load(folder) for folder in folders], data, sampling, judges)
+
+
+def _classifiers(both: str, pair: list[CatClassifier], data: str) -> Evaluation:
+    sets = classifier_sets(pair[0], data)
+    labels, found = sets.held_out_labels, []
+    told = [one(sets.held_out) for one in pair]
+    measures: dict[str, Any] = {
+        "accuracy": lambda heads: (heads.breeds.argmax(dim=1) == labels).double().numpy(),
+        "accuracy_cat": lambda heads: cat_right(heads, labels).double().numpy(),
+        "negative_log_likelihood": lambda heads: -log_softmax(heads.breeds.double().numpy(), axis=1)[
+            torch.arange(len(labels)), labels
+        ],
+    }
+    for name, measure in measures.items():
+        found.append(mean_of(f"{name}_difference", measure(told[0]) - measure(told[1])))
+    return Evaluation(both, sets.described, sets.sha256, tuple(found), notes=(*sets.notes, BELOW, ABOVE))
+
+
+def _flows(both: str, pair: list[CatFlow], data: str, sampling: Sampling | None, judges: Judges) -> Evaluation:
+    sets, absent = flow_sets(pair[0], data), dict[str, str]()
+    notes = [*sets.notes, BELOW, ABOVE]
+    if pair[1].config["data_hash"] != pair[0].config["data_hash"]:
+        notes.append("they were trained on different pictures, so their losses are in slightly different units")
+    rows = [flow.losses(sets.held_out, sets.held_out_labels).by_name["model"].mean(axis=1) for flow in pair]
+    found = [mean_of("loss_difference", rows[0] - rows[1])]
+    if sampling is None:
+        absent["samples"] = "none asked for; give --samples"
+        return Evaluation(both, sets.described, sets.sha256, tuple(found), absent, notes=tuple(notes))
+    eyes = opened(judges)
+    asked = [sampling.filled(**flow.sampling) for flow in pair]
+    made = [drawn(flow, how, sets.every_labels) for flow, how in zip(pair, asked, strict=True)]
+    absent |= eyes.absent
+    if eyes.extractor is not None:
+        found += _distances([eyes.extractor(pixels) for pixels, _ in made], eyes.extractor(sets.every), absent)
+    if eyes.classifier is not None:
+        right = [(eyes.classifier(pixels).breeds.argmax(dim=1) == labels).double().numpy() for pixels, labels in made]
+        found.append(mean_of("agreement_difference", right[0] - right[1]))
+    how = {"first": asked[0].to_dict(), "second": asked[1].to_dict()}
+    return Evaluation(
+        both, sets.described, sets.sha256, tuple(found), absent, sampled=how, measured_by=eyes.hashes,
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _distances(generated: list[torch.Tensor], real: torch.Tensor, absent: dict[str, str]) -> list[Metric]:
+    """Of both sets (n, D) of samples to one set of real pictures (m, D)."""
+    n = min(len(generated[0]), len(real))
+    if n < FEWEST:
+        absent |= dict.fromkeys(("frechet", "kid"), f"{n} pictures: at least {FEWEST} say much")
+        return []
+    first, second, some = (mixed(rows)[:n] for rows in (*generated, real))
+    return [
+        replace(measure(first, second, some), name=name)
+        for name, measure in (("frechet_difference", frechet_difference), ("kid_difference", kid_difference))
+    ]
