@@ -47,7 +47,8 @@ def cpu() -> str:
 
 def outcome(folder: Path) -> Any:
     """result.json of a study without what is of the machine: the clock and the memory of its processes."""
-    return _without(json.loads((folder / "result.json").read_text()), {"seconds", "peak_memory_bytes"})
+    machines = {"seconds", "cpu_seconds", "joules", "peak_memory_bytes"}
+    return _without(json.loads((folder / "result.json").read_text()), machines)
 
 
 def _without(value: Any, names: set[str]) -> Any:

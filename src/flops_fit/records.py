@@ -95,7 +95,9 @@ class RunResult(Record):
     tokens: int = 0                    # D really trained on
     flops: float = 0.0                 # C of the training behind the loss, shared steps included
     spent: float | None = None         # FLOPs that were done for this run alone; None: all of `flops`
-    seconds: float = 0.0               # wall time of the run
+    seconds: float = 0.0               # wall time of the run, sittings before a resume included
+    cpu_seconds: float = field(default=0.0, compare=False)      # of all threads of the process, likewise
+    joules: float | None = field(default=None, compare=False)  # of the machine meanwhile, where it tells them
     peak_memory_bytes: int = 0         # resident memory of the process in this run (CPU), or allocated (CUDA)
     curve: tuple[tuple[int, float], ...] = ()   # (tokens, training loss), thinned
     looks: tuple[tuple[int, float], ...] = ()   # (tokens, held-out loss) from untrained on, when asked for

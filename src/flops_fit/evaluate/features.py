@@ -91,7 +91,7 @@ def _inception(where: str) -> Extractor:
         raise InputError(f"--extractor: got inception:{where}; no such file")
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # torchvision of another build than torch raises the latter
         raise MissingExtra.of("torch-fidelity", "inception", "for features of Inception") from error
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], where or None).eval()

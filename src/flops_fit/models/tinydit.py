@@ -19,7 +19,7 @@ from flops_fit.models.time import TimeEmbedding
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tinydit-128": {"image_size": 128, "patch": 16, "hidden": 384, "layers": 12, "heads": 6},
-    "tinydit-64": {"image_size": 64, "patch": 8, "hidden": 224, "layers": 6, "heads": 4},
+    "tinydit-64": {"image_size": 64, "patch": 8, "hidden": 216, "layers": 6, "heads": 3},
     "tinydit-32": {"image_size": 32, "patch": 4, "hidden": 192, "layers": 6, "heads": 3},
 }
 
@@ -71,6 +71,13 @@ class TinyDiT(nn.Module):
     def num_params(self) -> int:
         """N: every trainable number; positions are fixed and do not count."""
         return sum(p.numel() for p in self.parameters())
+
+    def hidden_matrices(self) -> list[str]:
+        """What Muon turns (train.muon): the matrices of blocks that see tokens. What time and label go through sees a
+        row a picture: to turn it would cost as much again as half of the others."""
+        layers = [(name, module) for name, module in self.named_modules() if isinstance(module, nn.Linear)]
+        seen = [name for name, _ in layers if name.startswith(("blocks.", "joins."))]
+        return [f"{name}.weight" for name in seen if not name.endswith(".modulation")]
 
     @property
     def null(self) -> int:

@@ -96,7 +96,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "cpu-64": Preset(steps=6000, batch_size=64, lr=2e-3, warmup_steps=100),
+    "cpu-64": Preset(steps=5000, batch_size=64, lr=4e-3, warmup_steps=100, skips=True),
     "h200-25min": Preset(network="tinydit-64", steps=6000, batch_size=1024, lr=2e-3, warmup_steps=200),
     "baseline": Preset(network="tinydit-128", steps=300_000, batch_size=256, lr=1e-4, warmup_steps=10_000),
     "high-accuracy": Preset(

@@ -25,6 +25,8 @@ from flops_fit.train.checkpoint import Checkpoints, State, random_state, set_ran
 from flops_fit.train.keep import Keeper
 from flops_fit.train.loss import Objective, first_tensor, to_device
 from flops_fit.train.machine import (
+    Meter,
+    Spent,
     autocast,
     cpu_threads,
     environment,
@@ -72,11 +74,10 @@ class Trainer:
 
         Where memory runs out, the same batch is cut into twice as many micro-batches and the run goes on.
         """
-        started, trainer = time.perf_counter(), self
+        trainer = self
         while True:
             try:
-                result = trainer._train(spec, progress)
-                return replace(result, seconds=time.perf_counter() - started)
+                return trainer._train(spec, progress)
             except Exception as error:
                 micro = trainer.placement.micro_batch or spec.batch_size
                 if not out_of_memory(error) or micro == 1:
@@ -93,7 +94,7 @@ class Trainer:
             reason = reason or run.verdict(loss if math.isnan(loss) else min(loss, run.keeper.best))
             if not reason:
                 run.keeper.finish(run.step, loss)
-            where, memory = environment(run.device), peak_memory(run.device)
+            where, memory, spent = environment(run.device), peak_memory(run.device), run.spent()
         result = RunResult(
             spec=spec,
             status="diverged" if reason else "ok",
@@ -102,6 +103,9 @@ class Trainer:
             tokens=run.step * spec.tokens // spec.steps,
             flops=run.step * spec.flops / spec.steps,
             spent=run.executed * spec.flops / spec.steps,
+            seconds=spent.seconds,
+            cpu_seconds=spent.cpu_seconds,
+            joules=spent.joules,
             peak_memory_bytes=memory,
             curve=thinned(run.curve),
             looks=((0, run.untrained), *run.keeper.seen) if run.keeper.looks else (),
@@ -154,6 +158,8 @@ class TrainingRun:
         self.untrained = math.nan
         self.ended = ""     # why it ended before its last step, with a loss
         self.stopped = ""   # why nothing is left to do: the lane is known to diverge on the way
+        self.before = Spent()  # what earlier sittings took
+        self.meter = Meter(self.device)
         self.trouble = Trouble(self.ranks)
         self.place = f"{self.ranks.count} x {self.device.type}"  # states of another place are of no use here
 
@@ -286,6 +292,10 @@ class TrainingRun:
             show(self.model.eval(), self.step)
         self.model.train()
 
+    def spent(self) -> Spent:
+        """What the run took of its machine, earlier sittings up to the state that it went on from included."""
+        return self.before.and_then(self.meter.spent())
+
     # --- state ------------------------------------------------------------------------------------------------------
 
     def newest(self) -> State | None:
@@ -308,14 +318,16 @@ class TrainingRun:
 
     def _take(self, state: State) -> None:
         self.step, self.untrained = state["step"], state["untrained"]
-        self.executed = state["executed"] if state["by"] == self.spec.key else 0
+        own = state["by"] == self.spec.key
+        self.executed = state["executed"] if own else 0
+        self.before = Spent(*state["spent"]) if own and "spent" in state else Spent()
         self.curve, self.recent = [(int(d), float(v)) for d, v in state["curve"]], list(state["recent"])
         self.pointed = state["pointed"]
         if "diverged" in state:
             self.stopped = self._became(state["diverged"])
             return
         load_states(self.model, self.optimizer, state, self.ranks)
-        self.keeper.restore(state["kept"], own=state["by"] == self.spec.key)
+        self.keeper.restore(state["kept"], own=own)
         set_random_state(state["random"][self.ranks.rank], self.device)
 
     def _save(self, *, trunk: bool, diverged: float | None = None) -> None:
@@ -327,7 +339,7 @@ class TrainingRun:
         if self.ranks.rank == 0:
             self.checkpoints.save(self.spec, {
                 **held, "place": self.place, "step": self.step, "executed": self.executed, "untrained": self.untrained,
-                "curve": self.curve, "recent": self.recent, "pointed": self.pointed,
+                "curve": self.curve, "recent": self.recent, "pointed": self.pointed, "spent": tuple(self.spent()),
             }, trunk=trunk)  # fmt: skip
 
     def _due(self, saved: float, saving: float) -> bool:

@@ -8,9 +8,10 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -66,6 +67,60 @@ def forget_peak(device: torch.device) -> None:
         return
     with suppress(OSError):  # another system: the peak is that of the process's life, an upper bound
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak resident set size
+
+
+class Spent(NamedTuple):
+    """What a run took of its machine."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0      # of all threads of this process
+    joules: float | None = 0.0    # of the whole machine; None: it does not tell them
+
+    def and_then(self, later: Spent) -> Spent:
+        """Both together."""
+        unknown = self.joules is None or later.joules is None
+        joules = None if unknown else (self.joules or 0.0) + (later.joules or 0.0)
+        return Spent(self.seconds + later.seconds, self.cpu_seconds + later.cpu_seconds, joules)
+
+
+class Meter:
+    """What is spent from its making on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.counters = energy_counters(device)
+        self.begun = self._now()
+
+    def spent(self) -> Spent:
+        clock, cpu, joules = self._now()
+        began, cpu_before, before = self.begun
+        turns = zip(joules, before, self.counters, strict=True)
+        used = sum((now - then) % wraps if wraps else now - then for now, then, (_, wraps) in turns)
+        return Spent(clock - began, cpu - cpu_before, used if self.counters else None)
+
+    def _now(self) -> tuple[float, float, list[float]]:
+        return time.perf_counter(), time.process_time(), [read() for read, _ in self.counters]
+
+
+def energy_counters(device: torch.device) -> list[tuple[Callable[[], float], float]]:
+    """(joules since some time, the count at which it begins anew, or 0) of each part that counts them: packages of the
+    CPU by Linux's powercap, if one may read it, and the CUDA device by NVML. Empty where a part does not tell."""
+    found: list[tuple[Callable[[], float], float]] = []
+    with suppress(OSError, ValueError):
+        for package in sorted(Path("/sys/class/powercap").glob("intel-rapl:?")):
+            file, wraps = package / "energy_uj", int((package / "max_energy_range_uj").read_text()) / 1e6
+            file.read_text()
+            found.append((lambda file=file: int(file.read_text()) / 1e6, wraps))  # type: ignore[misc]
+    if device.type == "cuda":
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        except Exception:  # not installed, or a device or driver without a counter: NVML has errors of its own
+            return []
+        found.append((lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0))
+    return found
 
 
 def free_memory() -> None:

@@ -80,11 +80,12 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def hidden_matrices(model: nn.Module) -> frozenset[str]:
     """Names of the weights of linear layers inside of blocks (modules in a ModuleList): what Muon is for.
 
-    A model may offer `hidden_matrices() -> names` of its own.
+    A model, or a module inside of it, may offer `hidden_matrices() -> names` of its own.
     """
-    tell = getattr(model, "hidden_matrices", None)
-    if tell is not None:
-        return frozenset(tell())
+    for name, module in model.named_modules():
+        tell = getattr(module, "hidden_matrices", None)
+        if tell is not None:
+            return frozenset(f"{name}.{own}" if name else own for own in tell())
     found = set()
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
