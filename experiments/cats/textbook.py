@@ -106,6 +106,17 @@ def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (model((1 - at) * noise + at * x, t, y) - (x - noise)).square().mean()
 
 
+def step(model: DiT, average: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """One step of the optimiser, and of the average of weights."""
+    y = torch.where(torch.rand(len(y)) < NULL_SHARE, model.classes, y)
+    loss(model, x, y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for kept, now in zip(average.parameters(), model.parameters(), strict=True):
+            kept.lerp_(now, 1 - EMA)
+
+
 def train(
     model: DiT, batch: Callable[[], tuple[Tensor, Tensor]], steps: int, lr: float = LR,
     look: Callable[[int, nn.Module, nn.Module], None] | None = None, every: int = 1000,
@@ -113,15 +124,8 @@ def train(
     """The model, trained in place; returns its average. `look` sees (step, model, average)."""
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    for step in range(1, steps + 1):
-        x, y = batch()
-        y = torch.where(torch.rand(len(y)) < NULL_SHARE, model.classes, y)
-        loss(model, x, y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for kept, now in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(now, 1 - EMA)
-        if look is not None and (step % every == 0 or step == steps):
-            look(step, model, average)
+    for done in range(1, steps + 1):
+        step(model, average, optimizer, *batch())
+        if look is not None and (done % every == 0 or done == steps):
+            look(done, model, average)
     return average

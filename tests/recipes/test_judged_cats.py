@@ -23,8 +23,7 @@ from flops_fit.recipes.judged_cats import (
 from flops_fit.recipes.report import confusion_svg, page
 
 DIMS, FEW, MANY = 6, 60, 400
-ROUNDING = 1e-9
-NEAR, FAR = 0.1, 0.9  # of the way: of sets drawn alike, whose distances vary by a tenth of it; and of one like the noise
+NEAR, FAR = 0.1, 0.9  # of the way: sets drawn alike vary by a tenth of it; one like the noise is as near to the end
 
 
 def cloud(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -16,7 +16,7 @@ from flops_fit.flow.precondition import Turned
 from flops_fit.models import ARCHITECTURES, weights
 from flops_fit.recipes.sentences import FLOWS, Matching, SentenceFlow, training
 from flops_fit.runs.watch import Quiet
-from flops_fit.study.training import _prepared, train
+from flops_fit.study.training import prepared, train
 from flops_fit.train.keep import BEST, LAST
 from flops_fit.train.options import TrainOptions
 
@@ -163,10 +163,10 @@ class Killed(BaseException):
 def test_ten_steps_and_ten_more_are_twenty_bit_by_bit(changes: dict[str, Any], tmp_path: Path) -> None:
     """Averaged weights and those as they are: noise, pairs, times and augmentation go on where they were."""
     made = one(**changes, epochs=2.1)
-    trainer, spec, _ = _prepared(made, tmp_path / "whole")
+    trainer, spec, _ = prepared(made, tmp_path / "whole")
     assert spec.steps == 20
     trainer(spec)
-    broken, _, _ = _prepared(made, tmp_path / "broken")
+    broken, _, _ = prepared(made, tmp_path / "broken")
     broken = broken.on(checkpoint_seconds=0.0)
 
     def progress(done: int, loss: float) -> None:

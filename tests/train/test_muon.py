@@ -89,6 +89,7 @@ def test_a_model_may_name_its_matrices() -> None:
     model = Blocks()
     model.hidden_matrices = lambda: ["blocks.0.0.weight"]  # type: ignore[assignment,operator]
     groups = optimiser(model, TrainOptions(optimizer="muon")).param_groups
+    assert hidden_matrices(nn.Sequential(nn.Linear(2, 2), model)) == {"1.blocks.0.0.weight"}  # inside of another
     named = [parameter for group in groups if group["muon"] for parameter in group["params"]]
     assert [id(parameter) for parameter in named] == [id(model.blocks[0][0].weight)]  # type: ignore[index]
 

@@ -107,7 +107,8 @@ class TinyDiT(nn.Module):
         if x.shape[1:] != (self.channels, self.image_size, self.image_size):
             allowed = f"(B, {self.channels}, {self.image_size}, {self.image_size})"
             raise InputError(f"x: got shape {tuple(x.shape)}; allowed is {allowed}")
-        h, passed = self.embedding(patchify(x, self.patch)) + self.positions, list[Tensor]()  # (B, T, H)
+        h = self.embedding(patchify(x, self.patch)) + self.positions  # (B, T, H)
+        passed: list[Tensor] = []
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations[:-1], strict=True)):
             if number >= len(self.blocks) - len(self.joins):
                 h = self.joins[len(self.joins) - len(passed)](torch.cat((h, passed.pop()), dim=2))

@@ -41,6 +41,7 @@ SAID = 3  # classes that are told of a picture, in words
 @dataclass(frozen=True)
 class Telling:
     """(model, (pictures, labels (B,))) -> cross-entropy of the breed, and of being a cat; smoothed in training only.
+    Rare classes weigh more in both.
 
     Args:
         shares: weight of each class in the loss, of mean 1 over the training pictures.
@@ -55,8 +56,14 @@ class Telling:
         weight = heads.breeds.new_tensor(self.shares)[labels]  # (B,)
         breed = F.cross_entropy(heads.breeds, labels, reduction="none", label_smoothing=smoothing)
         cat = (labels != OTHER).to(heads.cat) * (1 - smoothing) + smoothing / 2  # (B,)
-        is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat)
+        is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat, weight=self._balance(labels).to(heads.cat))
         return (1 - CAT_SHARE) * (weight * breed).mean() + CAT_SHARE * is_cat
+
+    def _balance(self, labels: Tensor) -> Tensor:
+        """(B,): weights with which all cats together count as much as all others, of mean 1 over the training."""
+        counts = 1 / torch.tensor(self.shares)
+        others = counts[OTHER] / counts.sum()
+        return torch.where(labels != OTHER, 0.5 / (1 - others), 0.5 / others)
 
 
 class CatClassifier(nn.Module):
@@ -70,15 +77,17 @@ class CatClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Heads:
-        """Of pictures (n, 3, S, S) uint8 of any size: breed logits over the temperature (n, K), cat logits (n,), each
-        the mean of the picture's and its mirror image's."""
+        """Of pictures (n, 3, S, S) uint8 of any size: breed logits over the temperature (n, K); cat logits (n,), the
+        mean of the head's and the breeds'. Each is the mean of the picture's and its mirror image's."""
         breeds, cats = [], []
         for some in pixels.split(AT_ONCE):
             x = self.normalised(some)
             straight, mirrored = self.network(x), self.network(x.flip(3))
             breeds.append((straight.breeds + mirrored.breeds) / 2)
             cats.append((straight.cat + mirrored.cat) / 2)
-        return Heads(torch.cat(breeds) / cast(Tensor, self.temperature), torch.cat(cats))
+        logits = torch.cat(breeds) / cast(Tensor, self.temperature)
+        odds = logits[:, :OTHER].logsumexp(dim=1) - logits[:, OTHER]  # what the breeds say of being a cat
+        return Heads(logits, (torch.cat(cats) + odds) / 2)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) uint8 of any size -> (n, 3, S', S') float, as the network takes them."""

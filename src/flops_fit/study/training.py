@@ -92,7 +92,7 @@ def train(
         FitError: the run diverged or learned nothing; no bundle is written, and one of a run before is left as it was.
     """
     folder, watch = Path(output_dir), watch or default_watch()
-    trainer, spec, identity = _prepared(training, folder)
+    trainer, spec, identity = prepared(training, folder)
     own = {"steps": spec.steps, "batch": spec.batch_size, "lr": spec.lr, "seed": spec.seed}  # one folder, one run
     try:
         opened = Journal.open(folder, identity | {"run": own}, fresh=not resume)
@@ -142,7 +142,7 @@ def train_several(
         InputError: something about a model, data or settings cannot be used; nothing was trained.
     """
     folder, watch = Path(output_dir), watch or default_watch()
-    made = {name: _prepared(training, folder) for name, training in trainings.items()}
+    made = {name: prepared(training, folder) for name, training in trainings.items()}
     specs = {name: spec for name, (_, spec, _) in made.items()}
     task = Several({spec.key: trainer.on(threads=1) for trainer, spec, _ in made.values()})
     found = {}
@@ -171,7 +171,8 @@ def _kept(folder: Path, result: RunResult) -> tuple[Metric, ...] | None:
     return tuple(Metric(name=name, **row) for name, row in rows.items())
 
 
-def _prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+def prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[str, Any]]:
+    """(what trains it, keeping its state in `folder`; the run; what it is known by). Raises as `train`."""
     if training.steps is not None and training.steps < 1:
         raise InputError(f"steps: got {training.steps}; allowed are whole numbers from 1 on")
     for name, value in {"epochs": training.epochs, "lr": training.lr}.items():

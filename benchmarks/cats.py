@@ -1,0 +1,154 @@
+"""Diffusion transformers over pictures beside the textbook's, in turns in one process. Only while nothing else runs.
+
+    python benchmarks/cats.py      bars: training >= 1.2x images/s, >= .60 of the matmul peak; sampling <= 4.0 s
+
+    training    whole steps of the 4.2M network at 32 px, 64 pictures, 2 threads: data, loss, gradients, AdamW, average
+                of weights; experiments/cats/textbook.py is the peer
+    sampling    one picture of 128 px by 50 Euler steps with guidance at every step, 1 thread; the peer evaluates its
+                network twice a step, as followers of the paper write it
+    data        share of a training step that waits for its pictures
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from record import record
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from flops_fit.data.images import Images
+from flops_fit.data.pictures import Pictures, drawn_shapes
+from flops_fit.models.tinydit import PRESETS
+from flops_fit.recipes.cats import CatFlow, Guidance
+from flops_fit.recipes.dit_cats import Preset, training
+from flops_fit.study.training import prepared
+from flops_fit.train.engine import TrainingRun
+from flops_fit.train.machine import cpu_threads, matmul_peak
+from flow import in_turns, ratio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments" / "cats"))
+import textbook
+
+BATCH, CLASSES, ROUNDS, STEPS = 64, 13, 9, 4
+EULER_STEPS, SCALE = 50, 2.0
+SMALL = Preset(network="tinydit-32", steps=10_000, batch_size=BATCH, lr=1e-3, warmup_steps=100, optimizer="adamw")
+
+
+def begun(pictures: Pictures, preset: Preset) -> TrainingRun:
+    with TemporaryDirectory() as folder:
+        trainer, spec, _ = prepared(training(pictures, preset), Path(folder))
+    return TrainingRun(trainer.on(checkpoints=None, weights=None), spec)
+
+
+def by_us(pictures: Pictures, preset: Preset) -> Callable[[], None]:
+    """STEPS steps of the engine, an average of weights included."""
+    run = begun(pictures, preset)
+    steps = run.steps()
+
+    def some() -> None:
+        for _ in range(STEPS):
+            next(steps)
+            run.keeper.after(run.step, lambda: 0.0)
+
+    return some
+
+
+def by_textbook(images: Images) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = textbook.DiT(32, 4, 192, 6, 3, CLASSES)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=textbook.LR, weight_decay=0.0)
+
+    def some() -> None:
+        for _ in range(STEPS):
+            x, y = images.batch(torch.randint(len(images), (BATCH,)).tolist())
+            textbook.step(model, average, optimizer, x, y)
+
+    return some
+
+
+def throughput() -> dict[str, Any]:
+    pictures = drawn_shapes(32, 2200, 200)
+    made = training(pictures, SMALL)
+    work = {
+        "ours": by_us(pictures, SMALL), "ours_muon": by_us(pictures, replace(SMALL, optimizer="muon")),
+        "textbook": by_textbook(made.dataset),
+    }  # fmt: skip
+    with cpu_threads(2):
+        times, peak = in_turns(work, ROUNDS), matmul_peak(2)
+    flops = prepared(made, Path("."))[1].flops / SMALL.steps
+    each = {name: statistics.median(values) / STEPS for name, values in times.items()}
+    return {
+        "params": prepared(made, Path("."))[1].params,
+        "images_per_second": {name: round(BATCH / value, 1) for name, value in each.items()},
+        "times_faster": ratio(times["textbook"], times["ours"]),
+        "times_faster_muon": ratio(times["textbook"], times["ours_muon"]),
+        "share_of_matmul_peak": {name: round(flops / value / peak, 3) for name, value in each.items()},
+        "peak_gflops_2_threads": round(peak / 1e9),
+    }  # fmt: skip
+
+
+def sampling() -> dict[str, Any]:
+    """One picture of 128 px, guided at every step."""
+    known = dict(PRESETS["tinydit-128"])
+    size = known.pop("image_size")
+    flow = CatFlow({
+        "image_size": size, "classes": [str(i) for i in range(CLASSES)], "network": known, "path": "linear",
+        "predicts": "velocity", "precondition": "none", "data": "", "data_hash": "",
+    }).eval()  # fmt: skip
+    peer = textbook.DiT(size, known["patch"], known["hidden"], known["layers"], known["heads"], CLASSES).eval()
+    label = torch.tensor([3])
+
+    @torch.no_grad()
+    def by_textbook() -> Tensor:
+        x = torch.randn(1, 3, size, size)
+        for i in range(EULER_STEPS):
+            t = torch.full((1,), i / EULER_STEPS)
+            anyhow = peer(x, t, torch.tensor([CLASSES]))
+            x = x + (anyhow + SCALE * (peer(x, t, label) - anyhow)) / EULER_STEPS
+        return x
+
+    times = in_turns({
+        "ours": lambda: flow.sample(label, 0, "euler", EULER_STEPS, Guidance(SCALE)), "textbook": by_textbook,
+    }, ROUNDS)  # fmt: skip
+    with FlopCounterMode(display=False) as counter:
+        by_textbook()
+    taken = statistics.median(times["ours"])
+    return {
+        "params": sum(p.numel() for p in flow.network.parameters()),
+        "seconds": {name: round(statistics.median(values), 2) for name, values in times.items()},
+        "times_faster": ratio(times["textbook"], times["ours"]),
+        "share_of_matmul_peak": round(counter.get_total_flops() / taken / matmul_peak(1), 3),
+    }
+
+
+def waiting() -> dict[str, Any]:
+    """Of one step of cpu-64: how long its pictures take."""
+    pictures = drawn_shapes(64, 2200, 200)
+    preset = Preset(steps=10_000, batch_size=BATCH, lr=4e-3, warmup_steps=100, skips=True)
+    run = begun(pictures, preset)
+    steps, batches = run.steps(), run.trainer.source.batches(BATCH, 0)
+    with cpu_threads(2):
+        times = in_turns({"step": lambda: next(steps), "pictures": lambda: next(batches)}, ROUNDS)
+    return {
+        "ms": {name: round(1e3 * statistics.median(values), 2) for name, values in times.items()},
+        "share_of_a_step": round(ratio(times["pictures"], times["step"]), 4),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    record("cats", {"training": throughput(), "sampling": sampling(), "data": waiting()})
+
+
+if __name__ == "__main__":
+    main()
