@@ -1,0 +1,158 @@
+"""How many FLOPs the textbook's transformer takes to a held-out loss, and how many ours does: same data, same size.
+
+    python experiments/cats/against.py train --data FILE.parquet      every run, two at a time; finished ones stay
+    python experiments/cats/against.py show                           the table, of against.csv
+
+Both see cats at 32 px through a transformer of 192 x 6 over patches of 4 (about 4.2M parameters), 64 pictures a step.
+The textbook's (textbook.py) has AdamW at a constant rate and an average with decay .9999; ours is the recipe's. The
+average of so short a run still knows how it began, so the textbook is granted the better of it and the weights as they
+are, and the better of two rates. Losses are at uniform times, of the same held-out pictures with the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import textbook
+import torch
+from rows import read, spread, work_off
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flops_fit.data.cats import CLASSES, cat_pictures
+from flops_fit.evaluate.flow import held_out_losses
+from flops_fit.flow.paths import path_named
+from flops_fit.recipes.dit_cats import Preset, training
+from flops_fit.study.training import prepared
+from flops_fit.train.engine import TrainingRun
+
+FILE = Path(__file__).parent / "against.csv"
+SIZE, BATCH, SEEDS = 32, 64, (0, 1, 2)
+STEPS = 1000  # of the textbook's
+LOOKS = 10
+RATES = (1e-4, 1e-3)  # the paper's, and ten times it
+SHARES = (0.125, 0.25, 0.5)  # of the textbook's steps that ours take; a step of each costs nearly the same
+
+
+@dataclass(frozen=True)
+class Row:
+    who: str      # textbook or ours
+    seed: int
+    lr: float
+    steps: int    # of the whole run
+    step: int     # at which it was looked at
+    flops: float  # until then
+    weights: str  # as they are, or averaged
+    loss: float
+    seconds: float
+
+
+def step_flops(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def measured(velocity: Callable[..., Tensor], data: Tensor, labels: Tensor) -> float:
+    found = held_out_losses({"it": velocity}, path_named("linear"), data, conditions={"labels": labels})
+    return float(found.by_name["it"].mean())
+
+
+def of_textbook(data: str, seed: int, lr: float, steps: int) -> list[Row]:
+    torch.set_num_threads(1)
+    made = training(cat_pictures(data, SIZE), Preset(network="tinydit-32", steps=1, batch_size=1, lr=1, warmup_steps=0))
+    train, held_out = made.dataset, made.held_out
+    pixels, labels = held_out.plain(list(range(len(held_out)))), held_out.labels
+    torch.manual_seed(seed)
+    model = textbook.DiT(SIZE, 4, 192, 6, 3, len(CLASSES))
+    order = torch.Generator().manual_seed(seed)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        return train.batch(torch.randint(len(train), (BATCH,), generator=order).tolist())
+
+    a_step = step_flops(lambda: textbook.loss(model, *batch()).backward())
+    model.zero_grad()
+    rows, began = list[Row](), time.perf_counter()
+
+    def look(step: int, now: nn.Module, average: nn.Module) -> None:
+        taken = time.perf_counter() - began
+        for name, one in (("as they are", now), ("averaged", average)):
+            loss = measured(lambda x, t, labels: one(x, t, labels), pixels, labels)  # noqa: B023
+            rows.append(Row("textbook", seed, lr, steps, step, step * a_step, name, loss, taken))
+
+    textbook.train(model, batch, steps, lr, look, steps // LOOKS)
+    return rows
+
+
+def of_ours(data: str, seed: int, lr: float, steps: int) -> list[Row]:
+    torch.set_num_threads(1)
+    preset = Preset(
+        network="tinydit-32", steps=steps, batch_size=BATCH, lr=lr, warmup_steps=min(20, steps // 10), looks=1
+    )
+    made = training(cat_pictures(data, SIZE), preset, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, spec, _ = prepared(made, Path(folder))
+    began = time.perf_counter()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        run = TrainingRun(trainer.on(checkpoints=None, weights=None), spec)
+        run.train(None)
+    taken, held_out = time.perf_counter() - began, made.held_out
+    pixels = held_out.plain(list(range(len(held_out))))
+    with run.keeper.averaged(), torch.no_grad():
+        loss = measured(run.model.eval(), pixels, held_out.labels)
+    return [Row("ours", seed, lr, steps, steps, spec.flops, "averaged", loss, taken)]
+
+
+def wanted() -> list[tuple[Callable[..., list[Row]], str, int, float, int]]:
+    found: list[tuple[Callable[..., list[Row]], str, int, float, int]] = []
+    for seed in SEEDS:
+        found += [(of_textbook, "textbook", seed, rate, STEPS) for rate in RATES]
+        found += [(of_ours, "ours", seed, 4e-3, round(share * STEPS)) for share in SHARES]
+    return found
+
+
+def train(data: str) -> None:
+    done = {(row["who"], row["seed"], row["lr"], row["steps"]) for row in read(FILE)}
+    left = [one for one in wanted() if one[1:] not in done]
+    work_off(FILE, [(function, (data, seed, lr, steps)) for function, _, seed, lr, steps in left], workers=2)
+
+
+def show() -> None:
+    rows = read(FILE)
+    whole = [row for row in rows if row["who"] == "textbook" and row["step"] == row["steps"]]
+    print("textbook, whole runs")
+    for rate in RATES:
+        for name in ("as they are", "averaged"):
+            losses = [r["loss"] for r in whole if r["lr"] == rate and r["weights"] == name]
+            print(f"  lr {rate:g}, weights {name:<12} {spread(losses)}")
+    best = {seed: min((r for r in whole if r["seed"] == seed), key=lambda r: r["loss"]) for seed in SEEDS}
+    print("ours, against the best of the textbook with the same seed")
+    for steps in sorted({row["steps"] for row in rows if row["who"] == "ours"}):
+        own = [row for row in rows if row["who"] == "ours" and row["steps"] == steps]
+        apart = [row["loss"] - best[row["seed"]]["loss"] for row in own]
+        share = statistics.mean(row["flops"] / best[row["seed"]]["flops"] for row in own)
+        losses = spread([row["loss"] for row in own])
+        print(f"  {share:.3f} of the FLOPs: {losses}, {spread(apart)} from it, lower in "
+              f"{sum(one < 0 for one in apart)} of {len(apart)}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("train").add_argument("--data", required=True)
+    verbs.add_parser("show")
+    asked = parser.parse_args()
+    if asked.verb == "train":
+        train(asked.data)
+    show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Rows of measurements in a CSV file beside the scripts: added as they come, so that finished ones stay."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+Work = tuple[Callable[..., Sequence[Any]], tuple[Any, ...]]  # a function that gives rows, and its arguments
+
+
+def add(file: Path, rows: Sequence[Any]) -> None:
+    """Dataclasses of one kind."""
+    fresh = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as opened:
+        table = csv.DictWriter(opened, list(asdict(rows[0])))
+        if fresh:
+            table.writeheader()
+        table.writerows(asdict(row) for row in rows)
+
+
+def read(file: Path) -> list[Mapping[str, Any]]:
+    """Numbers where they are numbers."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(opened)]
+
+
+def work_off(file: Path, works: Sequence[Work], workers: int) -> None:
+    """All of them, some at a time, each in a process with one thread; rows into the file."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(function, *arguments) for function, arguments in works]):
+            add(file, done.result())
+            print(done.result()[-1], flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation; of one value it alone."""
+    off = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{off}"
+
+
+def _value(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
