@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flops_fit.errors import InputError
 from flops_fit.evaluate import frechet as module
-from flops_fit.evaluate.frechet import frechet, frechet_distance
+from flops_fit.evaluate.frechet import frechet, frechet_difference, frechet_distance
 
 ITSELF = 1e-6  # the bar
 INDEPENDENT = 1e-6  # relative, of two float64 algorithms; the bar is 1e-3
@@ -170,3 +170,28 @@ def test_what_cannot_be() -> None:
             measured(cloud(1, 3), cloud(5, 3))
         with pytest.raises(InputError, match="NaN or infinity in 1 of 30 rows, the first at 3"):
             measured(cloud(30, 3), broken)
+
+
+@given(seeds)
+@settings(max_examples=10, deadline=None)
+def test_a_difference_is_that_of_the_distances_and_turns_its_sign(seed: int) -> None:
+    a, b, real = cloud(30, 4, seed), cloud(30, 4, seed + 1, shift=1.0), cloud(40, 4, seed + 2)
+    found, turned = frechet_difference(a, b, real), frechet_difference(b, a, real)
+    assert found.value == pytest.approx(frechet_distance(a, real) - frechet_distance(b, real), abs=ROUNDING)
+    assert (turned.value, turned.lo, turned.hi) == pytest.approx((-found.value, -found.hi, -found.lo), abs=ROUNDING)
+    itself = frechet_difference(a, a, real)
+    assert itself.value == itself.lo == itself.hi == 0
+
+
+def test_pairs_tell_a_small_difference_that_distances_alone_do_not() -> None:
+    """b is a moved away from the real rows by a hair, row by row."""
+    real, a = cloud(300, 5, 0), cloud(300, 5, 1, shift=0.3)
+    b = a + 0.03
+    found = frechet_difference(a, b, real)
+    alone = frechet("a", a, real)
+    assert found.hi < 0 and found.hi - found.lo < (alone.hi - alone.lo) / 2
+
+
+def test_rows_without_a_partner_are_refused() -> None:
+    with pytest.raises(InputError, match="b: got 9 rows for 10 of a"):
+        frechet_difference(cloud(10, 3), cloud(9, 3), cloud(10, 3))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flops_fit.errors import InputError
 from flops_fit.evaluate import kid as module
-from flops_fit.evaluate.kid import kernel_distance, kid
+from flops_fit.evaluate.kid import kernel_distance, kid, kid_difference
 
 ITSELF = 1e-6  # the bar
 INDEPENDENT = 1e-6  # relative, of two float64 algorithms; the bar is 1e-3
@@ -181,3 +181,19 @@ def test_what_cannot_be() -> None:
             measured(cloud(5), cloud(1))
         with pytest.raises(InputError, match="NaN or infinity in 1 of 30 rows, the first at 3"):
             measured(broken, cloud(30))
+
+
+@given(seeds)
+@settings(max_examples=10, deadline=None)
+def test_a_difference_is_that_of_the_distances_and_turns_its_sign(seed: int) -> None:
+    a, b, real = cloud(30, seed=seed), cloud(30, seed=seed + 1, shift=0.5), cloud(40, seed=seed + 2)
+    found, turned = kid_difference(a, b, real), kid_difference(b, a, real)
+    assert found.value == pytest.approx(kernel_distance(a, real) - kernel_distance(b, real), abs=ROUNDING)
+    assert (turned.value, turned.lo, turned.hi) == pytest.approx((-found.value, -found.hi, -found.lo), abs=ROUNDING)
+    itself = kid_difference(a, a, real)
+    assert itself.value == itself.lo == itself.hi == 0
+
+
+def test_rows_without_a_partner_are_refused() -> None:
+    with pytest.raises(InputError, match="b: got 9 rows for 10 of a"):
+        kid_difference(cloud(10), cloud(9), cloud(10))

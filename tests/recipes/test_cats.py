@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from flops_fit.data.pictures import Pictures
 from flops_fit.errors import FitError, InputError
 from flops_fit.models import weights
 from flops_fit.recipes.cats import CatFlow, Guidance
-from flops_fit.recipes.dit_cats import PRESETS, CatMatching, Preset, Sheets, training
+from flops_fit.recipes.dit_cats import LENGTHS, PRESETS, CatMatching, Preset, Sheets, training
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import train
 
@@ -36,6 +37,7 @@ def squares(n: int = 500, held_out: int = 60) -> Pictures:
 
 
 SQUARES = squares()
+NEARLY = 0.01  # relative, of the loss of an average that eight snapshots make
 FLOAT32 = 1e-4  # of pixels in 0..255, before rounding
 
 
@@ -80,6 +82,16 @@ def test_other_ways_come_back_as_they_were(changes: dict[str, Any], tmp_path: Pa
     held_out, flow = one().held_out, CatFlow.load(tmp_path)
     again = {m.name: m.value for m in flow.losses(held_out.pixels, held_out.labels).metrics()}
     assert again["loss"] == pytest.approx({m.name: m.value for m in made.metrics}["loss"], rel=FLOAT32)
+
+
+def test_the_length_of_the_average_is_chosen_after_the_run(tmp_path: Path) -> None:
+    preset = replace(FAST, ema=None)
+    train(one(preset), tmp_path, watch=Quiet())
+    told = json.loads((tmp_path / "training.json").read_text())
+    best, last = told["best"], told["looks"][-1][1]
+    assert list(best["averages"]) == [f"{length:g}" for length in LENGTHS]
+    assert best["held_out_loss"] == min([*best["averages"].values(), *(loss for _, loss in told["looks"])])
+    assert best["averages"][f"{LENGTHS[0]:g}"] == pytest.approx(last, rel=NEARLY)  # the one that the run followed
 
 
 def test_guidance_changes_what_it_should(folder: Path) -> None:

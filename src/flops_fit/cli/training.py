@@ -119,7 +119,9 @@ def dit_cats(
     augmentation_level: Annotated[
         str, typer.Option(help="none, basic (mirrored), or full (moved too, which the network is told)")
     ] = "basic",
-    ema: Annotated[float | None, typer.Option(help="length of the average of weights, a share of the run")] = None,
+    ema: Annotated[
+        str | None, typer.Option(help="length of the average of weights, a share of the run; auto: chosen after it")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="muon (AdamW on all but matrices) or adamw")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="steps; default: by the clock")] = None,
     sample_every: Annotated[int | None, typer.Option(min=1, help="steps between sheets of samples")] = None,
@@ -138,9 +140,11 @@ def dit_cats(
         raise InputError.unknown("--preset", preset, PRESETS)
     given: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "accumulation": gradient_accumulation_steps, "lr": lr,
-        "warmup_steps": warmup_steps, "ema": ema, "optimizer": optimizer,
+        "warmup_steps": warmup_steps, "optimizer": optimizer,
     }  # fmt: skip
     chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    if ema is not None:
+        chosen = replace(chosen, ema=None if ema == "auto" else _share("--ema", ema))
     pictures = cat_pictures(data, tiny_presets(chosen.network)["image_size"])
     folder = output or Path("outputs") / f"cats-{preset}-{seed}"
     made = training(
@@ -203,6 +207,13 @@ def _train(made: Training, output: Path, resume: bool, as_json: bool) -> None:
         if made.config.get("gaussian"):
             lines.append(f"loss_gaussian: {made.config['gaussian']}")
         printed("\n".join([*lines, f"bundle: {output}", "TRAINING COMPLETE"]))
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{name}: got {text!r}; allowed are a share of the run, such as 0.05, and auto") from None
 
 
 def _count(name: str, text: str) -> int | None:

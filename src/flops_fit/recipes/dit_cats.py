@@ -32,6 +32,8 @@ from flops_fit.study import Study
 from flops_fit.study.training import Training
 from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
 
+LENGTHS = (0.05, 0.07, 0.1, 0.14, 0.18)  # of averages of weights, shares of the run
+SNAPSHOTS = 8  # on the way, of which those are made (T1c)
 DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
 AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
 SWEEP_SIZE, SWEEP_NETWORK = 32, "tinydit-32"
@@ -90,7 +92,7 @@ class Preset:
     decay: float = 0.3  # share of the run over which the learning rate falls to zero
     optimizer: str = "muon"
     times: str = "mixture"
-    ema: float = 0.05
+    ema: float | None = 0.05  # length of the average of weights; None: the best of LENGTHS, chosen after the run
     skips: bool = False
     looks: int = 20
 
@@ -161,6 +163,7 @@ def training(
         steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
         micro_batch=preset.batch_size if preset.accumulation > 1 else None,
         options=options(preset), config=config, parts=parts, evaluate=judged, half=half,
+        lengths=LENGTHS if preset.ema is None else (),
         checkpoint_every=checkpoint_every, show=sheets.of(config, train, spectrum) if sheets else None,
         show_every=sheets.every if sheets else None,
     )  # fmt: skip
@@ -190,7 +193,8 @@ def options(preset: Preset) -> TrainOptions:
         told = f"warmup_steps: got {preset.warmup_steps:,} of {preset.steps:,} steps"
         raise InputError(f"{told}; allowed are {MOST_WARMUP:.0%} of them at most: less warmup, or more steps")
     return TrainOptions(
-        warmup=warmup, decay=preset.decay, optimizer=preset.optimizer, weight_decay=0.01, ema=preset.ema,
+        warmup=warmup, decay=preset.decay, optimizer=preset.optimizer, weight_decay=0.01,
+        ema=LENGTHS[0] if preset.ema is None else preset.ema, snapshots=SNAPSHOTS if preset.ema is None else 0,
         looks=preset.looks, learns_by=0.25,
     )  # fmt: skip
 

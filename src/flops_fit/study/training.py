@@ -33,7 +33,7 @@ from flops_fit.study.work import CHECKPOINTS, work_off
 from flops_fit.train.checkpoint import Checkpoints
 from flops_fit.train.engine import Trainer
 from flops_fit.train.identity import code_hash
-from flops_fit.train.keep import BEST
+from flops_fit.train.keep import BEST, averaged_after
 from flops_fit.train.loss import Objective, unit_of
 from flops_fit.train.measure import Measurer
 from flops_fit.train.options import Placement, Show, TrainOptions
@@ -69,6 +69,7 @@ class Training:
     checkpoint_every: int | None = None  # steps; None: by the clock
     show: Show | None = None  # sees the model, with averaged weights, on the way
     show_every: int | None = None  # steps
+    lengths: tuple[float, ...] = ()  # of averages of weights among which the best is chosen after the run (T1c)
     half: bool = False  # trained numbers are rounded to half precision, then judged and kept
 
 
@@ -222,9 +223,7 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     _forget(folder)
     model = trainer.builder.build(training.size)
     assert trainer.placement.weights is not None
-    best = trainer.placement.weights / BEST
-    tensors, about = weights.read(best)
-    weights.fill(model, tensors, str(best))
+    about = _best_weights(training.lengths, trainer, result, model)
     model.eval()
     if training.half:
         with torch.no_grad():
@@ -238,6 +237,24 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     told = {"best": about, "held_out_from": trainer.source.held_out_from}
     weights.write_json(folder / TRAINING, {"key": result.spec.key, **result.to_dict(), **told})
     return metrics
+
+
+def _best_weights(
+    lengths: Sequence[float], trainer: Trainer, result: RunResult, model: nn.Module
+) -> dict[str, Any]:
+    """Into the model: the best of what its looks kept, and of averages of these lengths at its end. Says which."""
+    kept = trainer.placement.weights
+    assert kept is not None
+    tensors, about = weights.read(kept / BEST)
+    tried = {}
+    for length in lengths if result.tokens == result.spec.tokens else ():  # one that ended early has its best behind it
+        averaged = averaged_after(kept, result.spec.steps, length)
+        weights.fill(model, averaged, f"average of {length:g}")
+        tried[f"{length:g}"] = loss = trainer.held_out_loss(model)
+        if loss < about["held_out_loss"]:
+            tensors, about = averaged, {"step": result.spec.steps, "held_out_loss": loss, "length": length}
+    weights.fill(model, tensors, str(kept / BEST))
+    return about | ({"averages": tried} if tried else {})
 
 
 def _forget(folder: Path) -> None:

@@ -85,6 +85,19 @@ class Trainer:
             free_memory()  # outside of the handler, whose traceback holds the tensors of the failed step
             trainer = trainer.on(micro_batch=-(-min(micro, spec.batch_size) // 2))
 
+    def held_out_loss(self, model: nn.Module) -> float:
+        """Of a trained model on the CPU: what a look at it during its run would have told."""
+        model.eval()
+        total = count = 0.0
+        at_once = min(EVALUATION_BATCH, self.placement.micro_batch or EVALUATION_BATCH)
+        with torch.no_grad(), cpu_threads(self.placement.threads):
+            for number, batch in enumerate(self.source.held_out(at_once)):
+                samples = first_tensor(batch).shape[0]
+                with seeded(number):
+                    total += self.objective(model, batch).item() * samples
+                count += samples
+        return total / count
+
     def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
         forget_peak(self.options.torch_device())
         with seeded(spec.seed), cpu_threads(self.placement.threads):
