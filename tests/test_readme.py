@@ -37,7 +37,7 @@ def commands(markdown: str) -> list[list[str]]:
     return found
 
 
-GROUPS = {"train"}  # verbs of two words
+GROUPS = {"train", "data"}  # verbs of two words
 MARKDOWN = README.read_text() if README.exists() else ""
 PYTHON = blocks(MARKDOWN, "python")
 GUIDES = "".join(path.read_text() for path in sorted((ROOT / "docs" / "guide").glob("*.md")))
