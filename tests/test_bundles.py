@@ -12,11 +12,13 @@ from flops_fit.data.sentences import read_sentences
 from flops_fit.evaluate.metric import Metric
 from flops_fit.models import weights
 from flops_fit.recipes.codec import scores
+from flops_fit.recipes.judged import evaluate
 from flops_fit.recipes.sentences import SentenceFlow
 from flops_fit.study.training import METRICS, TRAINING
 
 SHIPPED = sorted(path.parent for path in weights.SHIPPED.glob(f"*/{weights.CONFIG}"))
 CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "captions_val.txt"
+CATS = CAPTIONS.parents[1] / "cats" / "breeds_128.parquet"
 MOST_MB = 12.0
 OWN = [
     "A man in a red coat walks his dog along the river.", "Two children are building a castle out of wet sand.",
@@ -40,8 +42,16 @@ def test_a_bundle_is_whole_and_small(folder: Path) -> None:
 
 
 def test_they_are_found_by_name() -> None:
-    assert [folder.name for folder in SHIPPED] == ["codec", "sentences"]
+    assert [folder.name for folder in SHIPPED] == ["cats-classifier", "codec", "sentences"]
     assert all(weights.located(folder.name) == folder for folder in SHIPPED)
+
+
+@pytest.mark.skipif(not CATS.exists(), reason="the pictures are not here: shared/data/cats")
+def test_the_classifier_tells_held_out_cats_as_its_card_says() -> None:
+    found, _ = evaluate("cats-classifier", str(CATS))
+    told = values(list(found.metrics))
+    assert found.data.endswith("323 held-out pictures") and told["accuracy"] >= 0.92
+    assert told["calibration_error"] <= 0.03 and told["accuracy_cat"] >= 0.99
 
 
 def values(found: list[Metric]) -> dict[str, float]:
