@@ -37,12 +37,21 @@ def squares(n: int = 500, held_out: int = 60) -> Pictures:
 
 
 SQUARES = squares()
+OTHER_NOISE = 0.05  # relative, of a loss of 60 pictures with other noise and times
 NEARLY = 0.01  # relative, of the loss of an average that eight snapshots make
 FLOAT32 = 1e-4  # of pixels in 0..255, before rounding
 
 
 def one(preset: Preset = FAST, **changes: Any) -> Any:
     return training(SQUARES, preset, **{"network": TINY} | changes)
+
+
+class Heard(Quiet):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +91,17 @@ def test_other_ways_come_back_as_they_were(changes: dict[str, Any], tmp_path: Pa
     held_out, flow = one().held_out, CatFlow.load(tmp_path)
     again = {m.name: m.value for m in flow.losses(held_out.pixels, held_out.labels).metrics()}
     assert again["loss"] == pytest.approx({m.name: m.value for m in made.metrics}["loss"], rel=FLOAT32)
+
+
+def test_every_look_is_told_beside_what_needs_no_training(tmp_path: Path) -> None:
+    heard = Heard()
+    made = train(one(), tmp_path, watch=heard)
+    told, metrics = json.loads((tmp_path / "training.json").read_text()), {m.name: m.value for m in made.metrics}
+    looks = [line for line in heard.said if "held-out loss" in line]
+    assert len(looks) == FAST.looks and looks[0].startswith("step 50: ")
+    assert "zero" in looks[0] and "Gaussian" in looks[0]
+    for name, metric in (("zero", "loss_zero"), ("Gaussian", "loss_spectral")):
+        assert told["baselines"][name] == pytest.approx(metrics[metric], rel=OTHER_NOISE)
 
 
 def test_the_length_of_the_average_is_chosen_after_the_run(tmp_path: Path) -> None:

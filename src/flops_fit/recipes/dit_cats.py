@@ -20,9 +20,11 @@ from flops_fit.data.images import Augment, Images, sides, statistics
 from flops_fit.data.pictures import Pictures, drawn_shapes, sheet, write_png
 from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric
+from flops_fit.flow.baselines import zero
 from flops_fit.flow.loss import Flow, flow_loss
 from flops_fit.flow.paths import Prediction, path_named
 from flops_fit.flow.precondition import Around
+from flops_fit.flow.solvers import Velocity
 from flops_fit.flow.spectral import Spectrum
 from flops_fit.flow.times import times_named
 from flops_fit.models.tinydit import PRESETS as NETWORKS
@@ -145,6 +147,8 @@ def training(
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
 
+    plain: dict[str, Velocity] = {"zero": zero, "Gaussian": spectrum.velocity(path_named("linear"))}
+
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
         return whole(config, train, model, spectrum).state_dict()
 
@@ -164,9 +168,21 @@ def training(
         micro_batch=preset.batch_size if preset.accumulation > 1 else None,
         options=options(preset), config=config, parts=parts, evaluate=judged, half=half,
         lengths=LENGTHS if preset.ema is None else (),
+        baselines={name: Known(velocity) for name, velocity in plain.items()} if predicts == "velocity" else {},
         checkpoint_every=checkpoint_every, show=sheets.of(config, train, spectrum) if sheets else None,
         show_every=sheets.every if sheets else None,
     )  # fmt: skip
+
+
+class Known(nn.Module):
+    """A velocity that needs no training, asked as a network is."""
+
+    def __init__(self, velocity: Velocity) -> None:
+        super().__init__()
+        self.velocity = velocity
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.velocity(x, t)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from flops_fit.train.identity import code_hash
 from flops_fit.train.keep import BEST, averaged_after
 from flops_fit.train.loss import Objective, unit_of
 from flops_fit.train.measure import Measurer
-from flops_fit.train.options import Placement, Show, TrainOptions
+from flops_fit.train.options import Look, Placement, Show, TrainOptions
 
 PROBE_SAMPLES = 2
 KEPT = "kept"  # folder of the run's own weights
@@ -70,6 +70,7 @@ class Training:
     show: Show | None = None  # sees the model, with averaged weights, on the way
     show_every: int | None = None  # steps
     lengths: tuple[float, ...] = ()  # of averages of weights among which the best is chosen after the run (T1c)
+    baselines: Mapping[str, nn.Module] = field(default_factory=dict)  # need no training; told beside every look
     half: bool = False  # trained numbers are rounded to half precision, then judged and kept
 
 
@@ -102,13 +103,24 @@ def train(
     with opened as journal:
         if not resume:
             Checkpoints(folder / CHECKPOINTS).clear()
+        known = {name: trainer.held_out_loss(baseline) for name, baseline in training.baselines.items()}
         with Beacon(folder, watch, page=False) as beacon:
-            [result] = work_off(journal, [spec], InlineExecutor(), trainer, beacon)
+            [result] = work_off(journal, [spec], InlineExecutor(), trainer.on(look=_told(known, beacon)), beacon)
             beacon.phase("fitting")
-            metrics = _bundle(training, trainer, result, folder)
+            metrics = _bundle(training, trainer, result, folder, known)
             if not result.ok:
                 raise FitError(f"{training.name}: {result.reason}; {_after_failure(folder, result)}")
     return Trained(folder, result, metrics)
+
+
+def _told(known: Mapping[str, float], beacon: Beacon) -> Look | None:
+    """Says every look at the held-out loss, beside those of the baselines; nothing where there are none."""
+    beside = ", ".join(f"{name} {loss:.4f}" for name, loss in known.items())
+
+    def look(step: int, loss: float) -> None:
+        beacon.say(f"step {step:,}: held-out loss {loss:.4f} ({beside})")
+
+    return look if known else None
 
 
 def _after_failure(folder: Path, result: RunResult) -> str:
@@ -210,7 +222,9 @@ def prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[s
     return Trainer(measurer, source, objective, training.options, placement), spec, identity
 
 
-def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Path) -> tuple[Metric, ...]:
+def _bundle(
+    training: Training, trainer: Trainer, result: RunResult, folder: Path, known: Mapping[str, float] | None = None
+) -> tuple[Metric, ...]:
     """The best weights, evaluated, and everything that says where they come from; none of a run that failed.
 
     training.json is written last and taken away first: where it is, all files of the bundle are of that run.
@@ -234,7 +248,7 @@ def _bundle(training: Training, trainer: Trainer, result: RunResult, folder: Pat
     if training.finish is not None:
         training.finish(folder)
     weights.write_json(folder / METRICS, {"metrics": table(metrics), "data": trainer.source.fingerprint})
-    told = {"best": about, "held_out_from": trainer.source.held_out_from}
+    told = {"best": about, "held_out_from": trainer.source.held_out_from} | ({"baselines": known} if known else {})
     weights.write_json(folder / TRAINING, {"key": result.spec.key, **result.to_dict(), **told})
     return metrics
 

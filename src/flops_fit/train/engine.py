@@ -200,6 +200,8 @@ class TrainingRun:
                     with self.trouble:
                         progress(self.step, value)
             self.ended = self.keeper.after(self.step, lambda: self.evaluate(progress))
+            if self.placement.look is not None and self.step in self.keeper.looks and not self.ranks.rank:
+                self.placement.look(self.step, self.keeper.seen[-1][1])
             if reason := self._hopeless():
                 return reason
             if self.ended:

@@ -17,6 +17,7 @@ from flops_fit.train.machine import device_of
 from flops_fit.train.schedule import Shape, wsd
 
 Show = Callable[[nn.Module, int], None]
+Look = Callable[[int, float], None]
 MOST_WARMUP = 0.1
 OPTIMIZERS = ("adamw", "muon")
 CHECKPOINT_SECONDS = 60.0  # a shorter run is done again sooner than a reader notices
@@ -105,6 +106,7 @@ class Placement:
     checkpoint_every: int | None = None  # steps from one state to the next, instead of seconds
     show: Show | None = None           # (model with averaged weights, step), called on the way
     show_every: int | None = None      # steps from one call to the next
+    look: Look | None = None           # is told (step, held-out loss) after every look
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "threads", "ranks", "checkpoint_every", "show_every"):
