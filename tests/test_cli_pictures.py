@@ -114,12 +114,13 @@ def test_a_flow_is_sampled_and_judged(
     code, out, _ = call(capsys, monkeypatch, "evaluate", "flow", "--data", "cats", "--samples", "26", "--steps", "2",
                         "--classifier", "classifier", "--report", "report", "--json")  # fmt: skip
     judged = json.loads(out)
-    assert code == 0 and judged.keys() >= KEYS and not judged["absent"]
+    assert code == 0 and judged.keys() >= KEYS and judged["absent"].keys() == {"distances by class"}
     found = judged["metrics"]
     assert {"loss", "loss_zero", "loss_gaussian", "loss_of_gaussian", "explained_t0.05", "kid_samples", "kid_floor",
             "kid_noise", "kid_of_the_way", "frechet_samples", "frechet_floor", "frechet_noise", "frechet_of_the_way",
             "precision_samples", "recall_samples", "density_samples", "coverage_samples", "class_score", "agreement",
-            "agreement_real", "memorised", "memorised_held_out"} <= found.keys()  # fmt: skip
+            "agreement_real", "memorised", "memorised_held_out", "frechet_held_out",
+            "kid_held_out_floor"} <= found.keys()  # fmt: skip
     for name, metric in found.items():
         assert metric["lo"] <= metric["value"] <= metric["hi"] and metric["n"] > 0, name
     assert found["loss_of_gaussian"]["value"] == pytest.approx(
@@ -135,7 +136,12 @@ def test_a_flow_is_sampled_and_judged(
     code, out, _ = call(capsys, monkeypatch, "evaluate", "flow", "--data", "new.parquet", "--samples", "26", "--steps",
                         "2", "--classifier", "classifier", "--json")  # fmt: skip
     elsewhere = json.loads(out)
-    assert elsewhere["absent"].keys() == {"loss_gaussian", "memorised"} and elsewhere["metrics"]["loss"]["n"] == 52
+    assert elsewhere["metrics"]["loss"]["n"] == 52 and {"loss_gaussian", "memorised"} <= elsewhere["absent"].keys()
+    assert elsewhere["metrics"].keys() | elsewhere["absent"].keys() == found.keys() | judged["absent"].keys()
+    code, out, _ = call(capsys, monkeypatch, "evaluate", "flow", "--data", "cats", "--json")
+    plain = json.loads(out)
+    assert plain["absent"].keys() == found.keys() - plain["metrics"].keys()
+    assert plain["metrics"]["loss"] == found["loss"]
 
 
 def test_nothing_differs_from_itself(
@@ -152,6 +158,45 @@ def test_nothing_differs_from_itself(
     assert code == 0 and all(metric["value"] == 0 for metric in json.loads(out)["metrics"].values())
 
 
+def test_a_comparison_turned_round_is_its_negative_on_the_same_pictures(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    train(training(cat_pictures("cats", TINY["image_size"]), FAST, network=TINY, seed=1, augmentation="none"), "other",
+          watch=Quiet())  # fmt: skip
+    train(training(cat_pictures("new.parquet", TINY["image_size"]), FAST, network=TINY), "elsewhere", watch=Quiet())
+    found = []
+    for pair in (("flow", "other"), ("other", "flow")):
+        code, out, _ = call(capsys, monkeypatch, "compare", *pair, "--data", "cats", "--json")
+        assert code == 0
+        found.append(json.loads(out))
+    assert found[0]["notes"] == found[1]["notes"] and found[0]["metrics"]["loss_difference"]["n"] == 26
+    values = [one["metrics"]["loss_difference"]["value"] for one in found]
+    assert values[0] == pytest.approx(-values[1]) and values[0] != 0
+    code, _, err = call(capsys, monkeypatch, "compare", "flow", "elsewhere", "--data", "new.parquet")
+    assert code == 2 and "one would be judged by what it saw" in err
+
+
+def test_data_that_are_all_for_testing_are_all_judged(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    rows = [(CLASSES.index(name), png(image)) for name, image in pictures()[:30]]
+    columns = {"label": [label for label, _ in rows], "jpeg": [image for _, image in rows], "split": ["test"] * 30}
+    parquet.write(trained / "test.parquet", columns)
+    for bundle, metric in (("flow", "loss"), ("classifier", "accuracy")):
+        code, out, _ = call(capsys, monkeypatch, "evaluate", bundle, "--data", "test.parquet", "--json")
+        assert code == 0 and json.loads(out)["metrics"][metric]["n"] == 30
+
+
+def test_other_pretrained_weights_are_another_training(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flops_fit.recipes.classifier import origin
+
+    for name in "ab":
+        (trained / f"{name}.pt").write_bytes(name.encode())
+    assert origin(str(trained / "a.pt")) != origin(str(trained / "b.pt")) and origin(True) is True
+
+
 @pytest.mark.parametrize(("typed", "said"), [
     ("sample flow --class Siamse --out made", "did you mean Siamese?"),
     ("sample flow", "--out: got none, and pictures are files; give --out FOLDER"),
@@ -164,6 +209,17 @@ def test_nothing_differs_from_itself(
     ("evaluate flow --data cats --samples 26 --extractor inception:gone", "inception:gone; no such file"),
     ("evaluate flow --data cats --samples 26 --extractor dinov2:gone", "dinov2:gone; give dinov2:FOLDER"),
     ("evaluate classifier --data cats --samples 26", "--samples: classifier is a classifier, which generates nothing"),
+    ("evaluate flow --data cats --classifier classifier", "--classifier: got without --samples"),
+    ("evaluate flow --data cats --samples 26 --classifier clasifier", "--classifier: got 'clasifier'"),
+    ("evaluate flow --data cats --report cats/Siamese/10.png", "--report: got cats/Siamese/10.png, which is no folder"),
+    ("evaluate codec --data new.parquet --report r", "--report: codec makes no pictures to show"),
+    ("sample flow --out cats/Siamese/10.png", "--out: got cats/Siamese/10.png, which is no folder"),
+    ("train cats-classifier --data gone --pretrained gone", "pretrained: no file gone"),
+    ("train cats-classifier --data gone --backbone resnet18", "no package brings weights of resnet18"),
+    ("train dit-cats --data gone --ema 0.9", "ema: got 0.9"),
+    ("train dit-cats --data gone --ema aut", "--ema: got 'aut'; allowed are a share of the run"),
+    ("train dit-cats --data gone --augmentation-level fully", "did you mean full"),
+    ("train dit-cats --data held", "data: 0 pictures are there for the part train"),
     ("evaluate classifier --data cats --codec codec", "--codec: classifier is no flow over sentence vectors"),
     ("evaluate classifier --data one", "path: one holds 3 images of Siamese alone"),
     ("compare flow classifier --data cats", "OTHER: got kinds cats and classifier"),
@@ -182,7 +238,9 @@ def test_what_cannot_be(
     alone.mkdir(parents=True, exist_ok=True)
     for number in range(3):
         write_png(alone / f"{number}.png", torch.full((3, 16, 16), 50 * number, dtype=torch.uint8))
-    code, out, err = call(capsys, monkeypatch, *typed.split())
+    image = png(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    parquet.write(trained / "held.parquet", {"label": [0, 1], "jpeg": [image, image], "split": ["test", "test"]})
+    code, out, err = call(capsys, monkeypatch, *typed.replace("--data held", "--data held.parquet").split())
     assert code == 2 and not out
     assert said in err and err.count("\n") == 1, err
 

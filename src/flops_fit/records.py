@@ -147,6 +147,11 @@ def _without_records(value: Any) -> Any:
     return value
 
 
+def seed_of(*parts: int) -> int:
+    """A seed for each tuple of whole numbers, of 32 bits: torch's generator on the CPU looks at no more."""
+    return int(content_hash(list(parts), 8), 16)
+
+
 def content_hash(content: Any, length: int = 16) -> str:
     """Hash of a JSON-able value; independent of key order and of the machine."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

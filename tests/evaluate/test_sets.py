@@ -135,3 +135,12 @@ def test_what_cannot_be() -> None:
             distance(cloud(5, 3), cloud(5, 4))
         with pytest.raises(InputError, match="at least 2"):
             distance(cloud(1), cloud(5))
+
+
+def test_near_copies_of_other_forms_are_repeats_and_unseen_rows_are_not() -> None:
+    """Rows whose other form lies near to them, as mirror images do: they must not say what is near."""
+    training, unseen = cloud(400, 12), cloud(400, 12, seed=1)
+    also = training + 0.01 * cloud(400, 12, seed=2)
+    copies = also + 0.01 * cloud(400, 12, seed=3)
+    repeated, held_out = memorised(copies, training, unseen, also)
+    assert repeated.value > 0.99 and sets.CLOSE / 3 < held_out.value < 3 * sets.CLOSE

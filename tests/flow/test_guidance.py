@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flops_fit.errors import InputError
-from flops_fit.flow.guidance import autoguidance, classifier_free, projection, towards_higher, with_labels
+from flops_fit.flow.guidance import autoguidance, classifier_free, projection, towards_higher
 from flops_fit.flow.paths import PATHS
 from flops_fit.flow.solvers import solve
 from flow.worlds import Mixture, three
@@ -39,7 +39,7 @@ def test_scale_one_is_the_conditional_and_zero_the_unconditional_velocity() -> N
     x, t = start(), torch.full((400,), 0.6, dtype=torch.float64)
     one = classifier_free(network, labels(), NULL, 1.0)(x, t)
     none = classifier_free(network, labels(), NULL, 0.0)(x, t)
-    assert torch.equal(one, with_labels(network, labels())(x, t))
+    assert torch.equal(one, network(x, t, labels=labels()))
     torch.testing.assert_close(none, network(x, t, torch.full((400,), NULL)))
 
 

@@ -69,6 +69,8 @@ def test_it_is_trained_kept_and_sampled(folder: Path) -> None:
     assert torch.equal(flow.sample(labels, seed=1, steps=4), found)
     assert torch.equal(flow.sample(labels[:2], seed=1, steps=4), found[:2])  # picture i does not ask how many there are
     assert not torch.equal(flow.sample(labels, seed=2, steps=4), found)
+    for one, other in (((0, 0), (2**20, 0)), ((0, 2), (2, 0)), ((0, 0), (4096, 0))):  # no seed is another one's
+        assert not torch.equal(flow.noise(*one), flow.noise(*other))
     others = flow.sample(labels + 1, seed=1, steps=4)
     assert (others.int() - found.int()).abs().max() > 0
 

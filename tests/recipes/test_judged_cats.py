@@ -11,12 +11,16 @@ from flops_fit.models.classifier import Heads
 from flops_fit.recipes.evaluation import Evaluation
 from flops_fit.recipes.judged_cats import (
     IN_A_CLASS,
+    OF_FEATURES,
     Findings,
+    Labelled,
     Shown,
     closest,
+    evenly,
     of_classes,
     of_classifier,
     of_features,
+    of_held_out,
     rows_of,
     way,
 )
@@ -24,6 +28,10 @@ from flops_fit.recipes.report import confusion_svg, page
 
 DIMS, FEW, MANY = 6, 60, 400
 NEAR, FAR = 0.1, 0.9  # of the way: sets drawn alike vary by a tenth of it; one like the noise is as near to the end
+
+
+def one(rows: torch.Tensor, classes: int = 1) -> Labelled:
+    return Labelled(rows, torch.arange(len(rows)) % classes)
 
 
 def cloud(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -34,7 +42,7 @@ def test_real_pictures_are_at_the_floor_and_noise_at_the_ceiling() -> None:
     real, noise = cloud(MANY, 0), cloud(MANY, 1, shift=3.0)
     for generated, low, high in ((cloud(MANY, 2), -NEAR, NEAR), (noise + 1e-6, FAR, 2 - FAR)):
         found = Findings()
-        of_features(found, generated, real, noise)
+        of_features(found, one(generated), one(real, 2), one(noise))
         told = {one.name: one for one in found.metrics}
         for name in ("frechet_of_the_way", "kid_of_the_way"):
             assert low <= told[name].value <= high and told[name].lo <= told[name].value <= told[name].hi
@@ -49,9 +57,33 @@ def test_the_way_is_a_line() -> None:
 
 def test_too_few_are_absent_with_the_reason() -> None:
     found = Findings()
-    of_features(found, cloud(5, 0), cloud(FEW, 1), cloud(5, 2))
-    assert not found.metrics and found.absent.keys() == {"frechet", "kid", "precision"}
-    assert "5 samples and 60 real pictures: at least 20 and 40" in found.absent["kid"]
+    of_features(found, one(cloud(5, 0)), one(cloud(FEW, 1)), one(cloud(5, 2)))
+    assert not found.metrics and found.absent.keys() == set(OF_FEATURES)
+    assert "5 samples and 60 real pictures: at least 20 and 40" in found.absent["kid_samples"]
+
+
+def test_what_is_measured_and_what_is_absent_are_the_same_names() -> None:
+    found = Findings()
+    of_features(found, one(cloud(FEW, 0)), one(cloud(FEW, 1)), one(cloud(FEW, 2, shift=9.0)))
+    assert {metric.name for metric in found.metrics} == set(OF_FEATURES)
+
+
+def test_sets_hold_each_class_in_its_share() -> None:
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100)]
+    rows = torch.stack((labels.double(), torch.arange(100.0)), dim=1)
+    both = evenly(Labelled(rows, labels), 40)
+    for some in (both, both[::2], both[1::2]):
+        counts = some[:, 0].long().bincount(minlength=3) / len(some)
+        torch.testing.assert_close(counts, torch.tensor([0.6, 0.3, 0.1]), rtol=0, atol=1 / len(some))
+    assert len(both[:, 1].unique()) == 40  # none twice
+
+
+def test_a_copier_is_no_nearer_to_held_out_pictures_than_what_it_copies() -> None:
+    train, held_out, found = cloud(MANY, 0), cloud(MANY, 1), Findings()
+    copies = train[torch.randint(MANY, (MANY,), generator=torch.Generator().manual_seed(2))]
+    of_held_out(found, one(copies), one(train), one(held_out))
+    told = {metric.name: metric.value for metric in found.metrics}
+    assert told["frechet_held_out"] > told["frechet_held_out_floor"]
 
 
 def test_each_class_is_compared_with_its_own_pictures() -> None:
@@ -59,13 +91,13 @@ def test_each_class_is_compared_with_its_own_pictures() -> None:
     labels = torch.arange(2 * FEW) % 2
     real, generated = (cloud(2 * FEW, seed) + 50.0 * labels[:, None] for seed in (0, 1))
     found = Findings()
-    of_classes(found, generated, labels, real, labels, ("low", "high"))
+    of_classes(found, Labelled(generated, labels), Labelled(real, labels), ("low", "high"))
     assert found.by_class.keys() == {"low", "high"}
     for metrics in found.by_class.values():
         told = {one.name: one.value for one in metrics}
         assert told["frechet_samples"] < 3 * told["frechet_floor"] < 10 and told["precision_samples"] > 0.5
     swapped = Findings()
-    of_classes(swapped, generated, 1 - labels, real, labels, ("low", "high"))
+    of_classes(swapped, Labelled(generated, 1 - labels), Labelled(real, labels), ("low", "high"))
     assert {one.name: one.value for one in swapped.by_class["low"]}["frechet_samples"] > 1000
 
 
@@ -74,7 +106,7 @@ def test_a_sample_that_copies_is_shown_beside_what_it_copies() -> None:
     pixels = torch.randint(0, 256, (12, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     pixels[7] = train[11].flip(2)  # a mirror image is a copy too
     flat = [images.flatten(1).double() for images in (pixels, train, train.flip(3))]
-    pairs = closest(pixels, flat[0], train, torch.cat(flat[1:]))
+    pairs = closest(pixels, flat[0], train, flat[1], flat[2])
     assert torch.equal(pairs[0], pixels[7]) and torch.equal(pairs[1], train[11].flip(2)) and len(pairs) == 20
 
 
@@ -92,7 +124,7 @@ def test_agreement_is_the_share_that_the_classifier_tells_so() -> None:
 def test_rows_hold_the_pictures_of_their_class() -> None:
     pixels = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
     labels = torch.tensor([0] * 11 + [2] * 9)
-    rows = rows_of(pixels, labels, 3).view(3, IN_A_CLASS, 3, 2, 2)
+    rows = rows_of(Labelled(pixels, labels), 3).view(3, IN_A_CLASS, 3, 2, 2)
     assert rows[0, :, 0, 0, 0].tolist() == list(range(8)) and rows[2, :, 0, 0, 0].tolist() == list(range(11, 19))
     assert (rows[1] == 255).all()
 

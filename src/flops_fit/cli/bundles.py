@@ -24,9 +24,10 @@ Until = Annotated[
 Method = Annotated[str | None, typer.Option(help="solver: euler, midpoint, heun (default), rk4 or dopri5")]
 Guided = Annotated[float | None, typer.Option(help="of pictures towards their class; 1: none; default: the bundle's")]
 Extractor = Annotated[
-    str, typer.Option(help="what sees pictures: efficientnet-lite0, inception[:FILE] or dinov2:FOLDER")
+    str | None,
+    typer.Option(help="what sees samples: efficientnet-lite0 (default), inception[:FILE] or dinov2:FOLDER"),
 ]
-ClassifierName = Annotated[str, typer.Option(help="bundle that tells breeds")]
+ClassifierName = Annotated[str | None, typer.Option(help="bundle that tells breeds of samples; cats-classifier")]
 SHEET = "sheet.png"  # all pictures that were sampled together
 
 
@@ -104,11 +105,13 @@ def _pictures(
     import torch
 
     from flops_fit.data.pictures import sheet, write_png
+    from flops_fit.recipes.report import made
+
     if out is None:
         raise InputError("--out: got none, and pictures are files; give --out FOLDER")
     label = flow.label(breed)
+    made(out, "--out")
     pixels = flow.sample(torch.full((n,), label), seed, **how)
-    out.mkdir(parents=True, exist_ok=True)
     called = "any" if breed is None else flow.config["classes"][label].lower().replace(" ", "-")
     files = [out / f"{called}-{seed}-{number}.png" for number in range(n)]
     for file, image in zip(files, pixels, strict=True):
@@ -131,8 +134,8 @@ def evaluate(
     until: Until = None,
     guidance: Guided = None,
     codec: CodecName = None,
-    extractor: Extractor = "efficientnet-lite0",
-    classifier: ClassifierName = "cats-classifier",
+    extractor: Extractor = None,
+    classifier: ClassifierName = None,
     report: Annotated[
         Path | None, typer.Option(help="of pictures: folder for evaluation_report.json and a page with grids")
     ] = None,
@@ -142,15 +145,16 @@ def evaluate(
     from flops_fit.recipes.evaluation import Sampling
     from flops_fit.recipes.judged import evaluate as judged
     from flops_fit.recipes.judged_cats import Judges
-    from flops_fit.recipes.report import write
+    from flops_fit.recipes.report import made, write
 
     sampling = Sampling.asked(samples, seed=seed, method=method, steps=steps, until=until, guidance=guidance)
-    found, shown = judged(bundle, data, sampling, coder=codec, judges=Judges(extractor, classifier))
+    judges = Judges.asked(extractor, classifier, sampling)
     if report is not None:
-        if shown is None:
-            raise InputError(f"--report: {bundle} makes no pictures to show; leave it out, and take --json")
-        write(report, found, shown)
+        made(report)
+    found, shown = judged(bundle, data, sampling, coder=codec, judges=judges, report=report is not None)
     printed(found.to_dict() if as_json else str(found))
+    if report is not None and shown is not None:
+        write(report, found, shown)
 
 
 @app.command(epilog="Example: flops-fit compare outputs/cats-400k outputs/cats-200k --data cats --samples 1000")
@@ -160,8 +164,8 @@ def compare(
     data: Annotated[str, typer.Option(help="pictures, as `data info` takes them")],
     samples: Annotated[int, typer.Option(min=0, help="of each, from the same noise; 0: none")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of their noise")] = 0,
-    extractor: Extractor = "efficientnet-lite0",
-    classifier: ClassifierName = "cats-classifier",
+    extractor: Extractor = None,
+    classifier: ClassifierName = None,
     as_json: AsJson = False,
 ) -> None:
     """By how much one bundle of pictures is better than another: paired differences with their 95% intervals."""
@@ -169,7 +173,8 @@ def compare(
     from flops_fit.recipes.evaluation import Sampling
     from flops_fit.recipes.judged_cats import Judges
 
-    found = compared(bundle, other, data, Sampling.asked(samples, seed=seed), Judges(extractor, classifier))
+    sampling = Sampling.asked(samples, seed=seed)
+    found = compared(bundle, other, data, sampling, Judges.asked(extractor, classifier, sampling))
     printed(found.to_dict() if as_json else str(found))
 
 

@@ -25,7 +25,7 @@ Data = Annotated[
 CodecName = Annotated[
     str | None, typer.Option(help="codec (comes with flops-fit), sonar, or the folder that `train codec` wrote")
 ]
-MOST_SEED = 2**62  # what all generators take, twice over
+MOST_SEED = 2**32 - 1  # all that torch's generator on the CPU tells apart
 
 
 @train_app.command(epilog="Example: flops-fit train sentences --data sentences.txt --flow icfm")
@@ -134,7 +134,8 @@ def dit_cats(
     from dataclasses import replace
 
     from flops_fit.data.cats import cat_pictures
-    from flops_fit.recipes.dit_cats import PRESETS, Sheets, tiny_presets, training
+    from flops_fit.recipes.dit_cats import AUGMENTATIONS, PRESETS, Sheets, options, tiny_presets, training
+    from flops_fit.train.options import MOST_WARMUP
 
     if preset not in PRESETS:
         raise InputError.unknown("--preset", preset, PRESETS)
@@ -143,8 +144,13 @@ def dit_cats(
         "warmup_steps": warmup_steps, "optimizer": optimizer,
     }  # fmt: skip
     chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    if warmup_steps is None:  # of a shorter run less
+        chosen = replace(chosen, warmup_steps=min(chosen.warmup_steps, int(MOST_WARMUP * chosen.steps)))
     if ema is not None:
         chosen = replace(chosen, ema=None if ema == "auto" else _share("--ema", ema))
+    options(chosen)  # what cannot be is told before any picture is read
+    if augmentation_level not in AUGMENTATIONS:
+        raise InputError.unknown("--augmentation-level", augmentation_level, AUGMENTATIONS)
     pictures = cat_pictures(data, tiny_presets(chosen.network)["image_size"])
     folder = output or Path("outputs") / f"cats-{preset}-{seed}"
     made = training(
@@ -181,11 +187,13 @@ def cats_classifier(
 ) -> None:
     """Which breed a picture shows, and whether it is a cat at all; with its accuracy and calibration, held out."""
     from flops_fit.data.cats import cat_pictures
-    from flops_fit.recipes.classifier import training
+    from flops_fit.recipes.classifier import check, training
 
+    begun: bool | str = {None: True, "none": False}.get(pretrained, pretrained or True)
+    check(backbone, begun)
     made = training(
-        cat_pictures(data, image_size), backbone, {None: True, "none": False}.get(pretrained, pretrained or True),
-        epochs, batch_size, lr, augmentation_level, heads_first, patience, seed,
+        cat_pictures(data, image_size), backbone, begun, epochs, batch_size, lr, augmentation_level, heads_first,
+        patience, seed,
     )  # fmt: skip
     _train(made, output or Path("outputs") / f"cats-classifier-{seed}", resume, as_json)
 

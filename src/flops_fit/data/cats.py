@@ -4,8 +4,8 @@
     cat_pictures(path) -> Pictures     that folder, a folder with one subfolder a class, or a parquet file
 
 Where the data name no held-out part, each class holds out the nearest whole number to HELD_OUT of its images (halves
-up), those with the lowest SHA-256 of their file: the same on every machine, whatever the files are called. Files with
-equal bytes are counted once, in the first of their classes, and are on one side.
+up; of two or more at least one), those with the lowest SHA-256 of their file: the same on every machine, whatever the
+files are called. Files with equal bytes are counted once, in the first of their classes, and are on one side.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def _parted(labels: Sequence[int], digests: Sequence[bytes]) -> list[str]:
     held: set[bytes] = set()
     for label in {*labels}:
         own = [digest for digest, its in first.items() if its == label]
-        held.update(own[: (HELD_OUT * len(own) + 50) // 100])
+        held.update(own[: max(len(own) > 1, (HELD_OUT * len(own) + 50) // 100)])
     return ["val" if digest in held else "train" for digest in digests]
 
 

@@ -142,10 +142,10 @@ def image_sets(
 
 
 def sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
-    """(indices to train on, indices held out, how they were parted)."""
+    """(indices to train on, indices held out, how they were parted). Data that are all for testing are all held out."""
     training = np.isin(pictures.splits, TRAINING)
     held_name = next((name for name in TESTING if name in pictures.splits), None)
-    if held_name is not None and training.any():
+    if held_name is not None and (training.any() or bool((pictures.splits == held_name).all())):
         held, how = pictures.splits == held_name, f"{pictures.parted} ({held_name})"
     else:
         training = training if training.any() else np.ones(len(pictures.splits), dtype=bool)
@@ -153,6 +153,13 @@ def sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
         low = np.array([int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32 for digest in digests], dtype=bool)
         training, held, how = training & ~low, training & low, "by hash of the pixels"
     return torch.from_numpy(np.flatnonzero(training)), torch.from_numpy(np.flatnonzero(held)), how
+
+
+def enough(**parts: int) -> None:
+    """Raises InputError for a part of fewer than two pictures: nothing could be said of it after the training."""
+    for name, count in parts.items():
+        if count < 2:
+            raise InputError(f"data: {count} pictures are there for the part {name}; give at least 2, or another split")
 
 
 def statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,10 +115,18 @@ def _parquet(files: Sequence[Path], size: int) -> Pictures:
 def bytes_in(value: Any, file: Path) -> bytes | Path:
     """The encoded image of a cell: bytes, or the struct {bytes, path} of Hugging Face's image feature."""
     if isinstance(value, Mapping):
-        value = value.get("bytes") or file.parent / str(value.get("path"))
+        value = value.get("bytes") or _beside(file, str(value.get("path")))
     if not isinstance(value, (bytes, Path)):
         raise InputError(f"path: {file}: its images are {type(value).__name__}, not encoded files (JPEG, PNG) as bytes")
     return value
+
+
+def _beside(file: Path, name: str) -> Path:
+    """A regular file in the folder of `file`, or below: a table may name no others of this machine."""
+    found = (file.parent / name).resolve()
+    if not found.is_file() or not found.is_relative_to(file.parent.resolve()):
+        raise InputError(f"path: {file} names {name!r}, which is no file beside it; allowed are files in its folder")
+    return found
 
 
 def _folder(path: Path, size: int) -> Pictures:

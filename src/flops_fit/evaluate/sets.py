@@ -86,19 +86,23 @@ def _two_sets(
     return centred(label, statistic(np.arange(n), np.arange(m)), found, n)
 
 
-def memorised(samples: Tensor, training: Tensor, held_out: Tensor) -> list[Metric]:
+def memorised(samples: Tensor, training: Tensor, held_out: Tensor, also: Tensor | None = None) -> list[Metric]:
     """Share of samples nearer to a training row than `CLOSE` of those are to each other; the same of held-out rows.
 
     A model that invents has the held-out rows' rate; one that repeats has 1 (V4). Training rows that come twice do not
     say what is near.
+
+    Args:
+        also: other forms of training rows, such as mirror images, which are as good to repeat; they do not say either.
     """
     _check(samples, training)
     _check(held_out, training)
     some = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:NEIGHBOURS]
     own = nearest(training[some], training, at=some)[0]
     near = float(own[own > 0].quantile(CLOSE)) if bool((own > 0).any()) else 0.0
+    known = training if also is None else torch.cat((training, also))
     return [
-        share_of(name, (nearest(rows, training)[0] <= near).cpu().numpy())
+        share_of(name, (nearest(rows, known)[0] <= near).cpu().numpy())
         for name, rows in (("memorised", samples), ("memorised_held_out", held_out))
     ]
 

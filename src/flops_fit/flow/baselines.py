@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,7 +87,23 @@ def full_covariance(data: Tensor, shrinkage: float | None = None) -> Gaussian:
                          "allowed is a share above 0, or None for Ledoit and Wolf's")  # fmt: skip
     variances, basis = _principal(centred)
     level = float(centred.square().mean())
-    note = f"covariance of {n} samples in {dims} dimensions, shrunk by {share:.3g}"
+    return _shrunk(mean, variances, basis, level, share, f"covariance of {n} samples in {dims} dimensions")
+
+
+def shrunk(data: Tensor, shrinkages: Sequence[float]) -> list[Gaussian]:
+    """`full_covariance` with each of these shrinkages, above 0; decomposed once."""
+    if wrong := [share for share in shrinkages if not 0 < share <= 1]:
+        raise InputError(f"shrinkages: got {wrong[0]}; allowed are shares above 0, up to 1 (isotropic)")
+    rows = _rows(data)
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    (variances, basis), level = _principal(centred), float(centred.square().mean())
+    what = f"covariance of {len(rows)} samples in {rows.shape[1]} dimensions"
+    return [_shrunk(mean, variances, basis, level, share, what) for share in shrinkages]
+
+
+def _shrunk(mean: Tensor, variances: Tensor, basis: Tensor, level: float, share: float, what: str) -> Gaussian:
+    note = f"{what}, shrunk by {share:.3g}"
     return Gaussian(mean, (1 - share) * variances + share * level, basis, share * level, share, note)
 
 

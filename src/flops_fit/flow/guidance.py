@@ -100,12 +100,3 @@ def _check_interval(interval: tuple[float, float]) -> None:
     low, high = interval
     if not 0 <= low <= high <= 1:
         raise InputError(f"interval: got {interval}; allowed are two times in order, from 0 (noise) to 1 (data)")
-
-
-def with_labels(network: Conditional, labels: Tensor) -> Velocity:
-    """A conditional network as the velocity of these rows."""
-
-    def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return network(x, t, labels=labels)
-
-    return conditional

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flops_fit.data.cats import class_number
 from flops_fit.errors import InputError
 from flops_fit.evaluate.flow import Losses, held_out_losses
-from flops_fit.flow.baselines import full_covariance, isotropic, zero
+from flops_fit.flow.baselines import isotropic, shrunk, zero
 from flops_fit.flow.guidance import autoguidance, classifier_free
 from flops_fit.flow.loss import Flow
 from flops_fit.flow.paths import Path, path_named
@@ -23,14 +23,15 @@ from flops_fit.flow.solvers import Velocity, solve, times_asked
 from flops_fit.flow.spectral import SpectralPreconditioned, Spectrum
 from flops_fit.models import weights
 from flops_fit.models.tinydit import Prepared, TinyDiT
+from flops_fit.records import seed_of
 
 KIND = "cats"
-NEEDED = ("image_size", "classes", "network", "path", "predicts", "precondition", "data", "data_hash")
+NEEDED = ("image_size", "classes", "network", "path", "predicts", "precondition", "augmentation", "data",
+          "data_hash")  # fmt: skip
 PRECONDITIONS = ("unit", "spectral", "none")  # what is around the network: N(0, I), the Gaussian along frequencies
 SHRINKAGES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15)  # of the full-covariance Gaussian, the best of which is reported
 SAMPLING = {"method": "heun", "steps": 20, "guidance": 1.0}  # where a bundle does not say how it is best sampled
 AT_ONCE = 32  # pictures that are sampled together
-SEED_STEP = 2**20  # between the seeds of two calls: picture i of a call has noise of its own, whatever the others are
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class CatFlow(nn.Module):
     ) -> Tensor:  # fmt: skip
         """(n, C, S, S) uint8 pictures of these classes (n,); K, the null label, is of any.
 
-        Picture i depends on the seed, i and its label alone, not on how many there are. What is not given is as the
-        bundle has it (`sampling`); a number as guidance is its scale.
+        Picture i depends on the seed, i and its label alone, not on how many there are (but for dopri5, which finds
+        its steps for all of them together). What is not given is as the bundle has it (`sampling`); a number as
+        guidance is its scale.
 
         Raises:
             InputError: an unknown method or label.
@@ -110,7 +112,7 @@ class CatFlow(nn.Module):
         told = self.config.get("sampling", {})
         return Guidance(
             float(self.sampling["guidance"] if scale is None else scale), tuple(told.get("interval", (0.0, 1.0))),
-            bool(told.get("optimised", False)),
+            bool(told.get("optimised", False)), float(told.get("still_until", 0.0)),
         )  # fmt: skip
 
     def label(self, name: str | None) -> int:
@@ -128,7 +130,7 @@ class CatFlow(nn.Module):
     def noise(self, seed: int, number: int) -> Tensor:
         """(C, S, S) that picture `number` begins with."""
         size = self.config["image_size"]
-        generator = torch.Generator().manual_seed(seed * SEED_STEP + number)
+        generator = torch.Generator().manual_seed(seed_of(seed, number))
         return torch.randn(self.network.channels, size, size, generator=generator)
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ def gaussians(known: Tensor, data: Tensor, flow: CatFlow) -> dict[str, Velocity]
     """The isotropic Gaussian of training pictures (m, C, S, S) and their mirror images, and that with the full
     covariance whose shrinkage is the best one on `data`."""
     both = torch.cat((known, known.flip(3)))
-    wide = [full_covariance(both, share).velocity(flow.path) for share in SHRINKAGES]
+    wide = [one.velocity(flow.path) for one in shrunk(both, SHRINKAGES)]
     few = held_out_losses({str(i): one for i, one in enumerate(wide)}, flow.path, data).by_name
     best = min(range(len(wide)), key=lambda i: float(few[str(i)].mean()))
     return {"isotropic": isotropic(both).velocity(flow.path), "gaussian": wide[best]}

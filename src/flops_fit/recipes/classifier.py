@@ -6,8 +6,9 @@ what was learned, at which price: experiments/cats
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as Folder
 from typing import Any, cast
 
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from flops_fit.data.augment import Augmented
 from flops_fit.data.batches import split_by_hash
 from flops_fit.data.cats import CLASSES, OTHER
-from flops_fit.data.images import Images, sides
+from flops_fit.data.images import Images, enough, sides
 from flops_fit.data.pictures import Pictures, decoded
 from flops_fit.errors import InputError
-from flops_fit.evaluate.accuracy import classification, per_class, temperature
+from flops_fit.evaluate.accuracy import calibration_error, classification, confusion, per_class, temperature
+from flops_fit.evaluate.confusion import FILE as CONFUSION
+from flops_fit.evaluate.confusion import confusion_svg
 from flops_fit.evaluate.metric import Metric, share_of
 from flops_fit.models import weights
 from flops_fit.models.classifier import BACKBONES, Classifier, Heads, create_classifier
@@ -102,7 +105,10 @@ class CatClassifier(nn.Module):
     def load(cls, folder: Folder) -> CatClassifier:
         """From a bundle. Raises InputError where it is damaged, of another kind, or does not fit its config."""
         tensors, config = weights.of_kind(folder, KIND, NEEDED)
-        made = cls(config)
+        try:
+            made = cls(config)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{folder}: its config makes no network ({error}); train it again") from error
         weights.fill(made, tensors, str(folder))
         return made.eval()
 
@@ -131,6 +137,7 @@ def training(
         InputError: an unknown name, or a class without training pictures.
     """
     train, calibration, held_out = parts_of(pictures, backbone)
+    enough(train=len(train), calibration=len(calibration), held_out=len(held_out))
     counts = np.bincount(train.labels.numpy(), minlength=len(CLASSES))
     if not counts.all():
         missing = ", ".join(CLASSES[i] for i in np.flatnonzero(counts == 0))
@@ -138,15 +145,21 @@ def training(
     size = train.pixels.shape[2]
     config = {
         "kind": KIND, "backbone": backbone, "classes": list(CLASSES), "image_size": size, "augmentation": augmentation,
-        "pretrained": pretrained is not False, "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
+        "pretrained": origin(pretrained), "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
 
     def parts(model: nn.Module) -> Mapping[str, Tensor]:
         return whole(config, model, calibration).state_dict()
 
+    table: list[str] = []
+
+    def finish(folder: Folder) -> None:
+        (folder / CONFUSION).write_text(table[-1], encoding="utf-8")
+
     def judged(model: nn.Module) -> list[Metric]:
         heads = whole(config, model, calibration)(held_out.pixels)
+        table.append(confusion_svg(confusion(heads.breeds, held_out.labels), CLASSES))
         return [*scores(heads, held_out.labels), *per_class(heads.breeds, held_out.labels, CLASSES)]
 
     return Training(
@@ -160,8 +173,21 @@ def training(
             warmup=0.05, decay=0.7, weight_decay=0.02, looks=10, learns_by=0.5, patience=patience,
             heads_first=heads_first,
         ),
-        config=config, parts=parts, evaluate=judged, half=True,
+        config=config, parts=parts, evaluate=judged, finish=finish, half=True,
     )  # fmt: skip
+
+
+def check(backbone: str, pretrained: bool | str) -> None:
+    """Build one, before any picture is read. Raises as `create_classifier`."""
+    create_classifier(backbone, len(CLASSES), pretrained)
+
+
+def origin(pretrained: bool | str) -> bool | str:
+    """What the weights were before: nothing, those of the package, or a file's SHA-256."""
+    if isinstance(pretrained, bool):
+        return pretrained
+    with Folder(pretrained).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parts_of(pictures: Pictures, backbone: str) -> tuple[Images, Images, Images]:
@@ -239,8 +265,11 @@ def told(bundle: str, files: Sequence[Folder]) -> list[Told]:
 
 
 def scores(heads: Heads, labels: Tensor) -> list[Metric]:
-    """Of what was told of n pictures with classes (n,): breeds, calibration, cat or not."""
-    return [*classification(heads.breeds, labels), share_of("accuracy_cat", cat_right(heads, labels).numpy())]
+    """Of what was told of n pictures with classes (n,): breeds, and cat or not, each with its calibration."""
+    two = torch.stack((torch.zeros_like(heads.cat), heads.cat), dim=1)  # (n, 2) logits of a softmax
+    sure = calibration_error(two, (labels != OTHER).long())
+    right = share_of("accuracy_cat", cat_right(heads, labels).numpy())
+    return [*classification(heads.breeds, labels), right, replace(sure, name="calibration_error_cat")]
 
 
 def cat_right(heads: Heads, labels: Tensor) -> Tensor:

@@ -17,20 +17,24 @@ from flops_fit.recipes import cats, classifier
 from flops_fit.recipes.cats import CatFlow
 from flops_fit.recipes.classifier import CatClassifier, cat_right
 from flops_fit.recipes.evaluation import FEWEST, Evaluation, Sampling
-from flops_fit.recipes.judged_cats import Judges, classifier_sets, drawn, flow_sets, mixed, opened
+from flops_fit.recipes.judged_cats import Judges, Sets, classifier_sets, drawn, flow_sets, mixed, opened
 
-BELOW = "of differences, the first bundle less the second: below 0 the first is better"
-ABOVE = "accuracy and agreement: above 0 the first is better"
+READ = (
+    "the first bundle less the second: it is better where losses and distances are below 0, accuracies and agreement "
+    "above 0"
+)
+OF_SAMPLES = ("frechet_difference", "kid_difference", "agreement_difference")
 
 
 def compare(one: str, other: str, data: str, sampling: Sampling | None, judges: Judges) -> Evaluation:
-    """Differences of all that both bundles are measured by, ONE less OTHER, with the intervals of the differences.
+    """Differences, ONE less OTHER, with the intervals of the differences: of flows the loss, distances and agreement;
+    of classifiers accuracies and likelihood.
 
     Flows see the same held-out pictures with the same noise, and sample from the same noise for the same classes.
 
     Raises:
-        InputError: bundles of different kinds, classes or sizes, of a kind that is not compared, or data that cannot
-            be read.
+        InputError: bundles of different kinds, classes or sizes, of a kind that is not compared, data that cannot be
+            read, or of which they do not hold out the same pictures.
     """
     folders = [weights.located(name, argument) for name, argument in ((one, "BUNDLE"), (other, "OTHER"))]
     configs = [weights.read(folder)[1] for folder in folders]
@@ -51,9 +55,9 @@ def compare(one: str, other: str, data: str, sampling: Sampling | None, judges: 
 
 
 def _classifiers(both: str, pair: list[CatClassifier], data: str) -> Evaluation:
-    sets = classifier_sets(pair[0], data)
-    labels, found = sets.held_out_labels, []
-    told = [one(sets.held_out) for one in pair]
+    sets = same(*(classifier_sets(one, data) for one in pair))
+    (pixels, labels), found = sets.held_out, []
+    told = [one(pixels) for one in pair]
     measures: dict[str, Any] = {
         "accuracy": lambda heads: (heads.breeds.argmax(dim=1) == labels).double().numpy(),
         "accuracy_cat": lambda heads: cat_right(heads, labels).double().numpy(),
@@ -63,33 +67,42 @@ def _classifiers(both: str, pair: list[CatClassifier], data: str) -> Evaluation:
     }
     for name, measure in measures.items():
         found.append(mean_of(f"{name}_difference", measure(told[0]) - measure(told[1])))
-    return Evaluation(both, sets.described, sets.sha256, tuple(found), notes=(*sets.notes, BELOW, ABOVE))
+    return Evaluation(both, sets.described, sets.sha256, tuple(found), notes=(*sets.notes, READ))
 
 
 def _flows(both: str, pair: list[CatFlow], data: str, sampling: Sampling | None, judges: Judges) -> Evaluation:
-    sets, absent = flow_sets(pair[0], data), dict[str, str]()
-    notes = [*sets.notes, BELOW, ABOVE]
-    if pair[1].config["data_hash"] != pair[0].config["data_hash"]:
-        notes.append("they were trained on different pictures, so their losses are in slightly different units")
-    rows = [flow.losses(sets.held_out, sets.held_out_labels).by_name["model"].mean(axis=1) for flow in pair]
-    found = [mean_of("loss_difference", rows[0] - rows[1])]
-    if sampling is None:
-        absent["samples"] = "none asked for; give --samples"
-        return Evaluation(both, sets.described, sets.sha256, tuple(found), absent, notes=tuple(notes))
-    eyes = opened(judges)
+    eyes = None if sampling is None else opened(judges, pair[0].config["classes"])
+    sets, found, absent = same(*(flow_sets(flow, data) for flow in pair)), list[Metric](), dict[str, str]()
+    if all(torch.equal(*(getattr(flow, name) for flow in pair)) for name in ("mean", "deviation")):
+        rows = [flow.losses(*sets.held_out).by_name["model"].mean(axis=1) for flow in pair]
+        found.append(mean_of("loss_difference", rows[0] - rows[1]))
+    else:
+        absent["loss_difference"] = "they were trained on pictures of other brightness: their losses have other units"
+    if sampling is None or eyes is None:
+        absent |= dict.fromkeys(OF_SAMPLES, "nothing was generated; give --samples")
+        return Evaluation(both, sets.described, sets.sha256, tuple(found), absent, notes=(*sets.notes, READ))
     asked = [sampling.filled(**flow.sampling) for flow in pair]
-    made = [drawn(flow, how, sets.every_labels) for flow, how in zip(pair, asked, strict=True)]
-    absent |= eyes.absent
-    if eyes.extractor is not None:
-        found += _distances([eyes.extractor(pixels) for pixels, _ in made], eyes.extractor(sets.every), absent)
+    made = [drawn(flow, how, sets.every.labels) for flow, how in zip(pair, asked, strict=True)]
+    if eyes.extractor is None:
+        absent |= {name: next(iter(eyes.absent.values())) for name in OF_SAMPLES[:2]}
+    else:
+        found += _distances([eyes.extractor(some.rows) for some in made], eyes.extractor(sets.every.rows), absent)
     if eyes.classifier is not None:
-        right = [(eyes.classifier(pixels).breeds.argmax(dim=1) == labels).double().numpy() for pixels, labels in made]
+        right = [(eyes.classifier(some.rows).breeds.argmax(dim=1) == some.labels).double().numpy() for some in made]
         found.append(mean_of("agreement_difference", right[0] - right[1]))
     how = {"first": asked[0].to_dict(), "second": asked[1].to_dict()}
     return Evaluation(
         both, sets.described, sets.sha256, tuple(found), absent, sampled=how, measured_by=eyes.hashes,
-        notes=tuple(notes),
+        notes=(*sets.notes, READ),
     )  # fmt: skip
+
+
+def same(one: Sets, other: Sets) -> Sets:
+    """What both are judged by. Raises InputError where they hold out different pictures."""
+    if len(one.held_out.rows) == len(other.held_out.rows) and torch.equal(one.held_out.rows, other.held_out.rows):
+        return one
+    told = f"the first holds out {len(one.held_out.rows):,} of its pictures, the other {len(other.held_out.rows):,}"
+    raise InputError(f"--data: {told}: one would be judged by what it saw; give data that name held-out ones")
 
 
 def _distances(generated: list[torch.Tensor], real: torch.Tensor, absent: dict[str, str]) -> list[Metric]:

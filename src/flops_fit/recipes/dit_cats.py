@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit.data.cats import CLASSES, cat_pictures
-from flops_fit.data.images import Augment, Images, sides, statistics
+from flops_fit.data.images import Augment, Images, enough, sides, statistics
 from flops_fit.data.pictures import Pictures, drawn_shapes, sheet, write_png
 from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric
@@ -166,7 +166,7 @@ def training(
         dataset=train, held_out=held_out, objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
         steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
         micro_batch=preset.batch_size if preset.accumulation > 1 else None,
-        options=options(preset), config=config, parts=parts, evaluate=judged, half=half,
+        options=options(preset), config=config, parts=parts, evaluate=judged, half=half, choose=False,
         lengths=LENGTHS if preset.ema is None else (),
         baselines={name: Known(velocity) for name, velocity in plain.items()} if predicts == "velocity" else {},
         checkpoint_every=checkpoint_every, show=sheets.of(config, train, spectrum) if sheets else None,
@@ -225,6 +225,7 @@ def tiny_presets(name: str) -> dict[str, Any]:
 def image_pair(pictures: Pictures, augment: Augment, told: bool = False) -> tuple[Images, Images]:
     """(to train on, held out), normalised by the pixels of the first."""
     train, held, _ = sides(pictures)
+    enough(train=len(train), held_out=len(held))
     labels = torch.from_numpy(pictures.labels)
     mean, std = statistics(pictures.pixels[train])
     return (

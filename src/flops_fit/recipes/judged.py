@@ -17,7 +17,7 @@ KINDS = (sentences.KIND, codec.KIND, cats.KIND, classifier.KIND)
 
 def evaluate(
     bundle: str, data: str | None, sampling: Sampling | None = None, *, coder: str | None = None,
-    judges: Judges = JUDGES,
+    judges: Judges = JUDGES, report: bool = False,
 ) -> tuple[Evaluation, Shown | None]:  # fmt: skip
     """Measure a bundle on held-out data: (numbers, and of pictures what a report shows).
 
@@ -26,7 +26,8 @@ def evaluate(
         data: vectors or text, see `sentence_vectors`; of a codec: a text file; pictures, see `cat_pictures`.
         sampling: how to generate for everything that is said of samples; None: nothing is said.
         coder: codec that made the vectors, where the bundle does not know.
-        judges: networks that look at pictures.
+        judges: networks that look at samples of pictures.
+        report: it is wanted; InputError where there would be nothing to see.
 
     Raises:
         InputError: a bundle of an unknown kind, data that do not go with it, or too few samples to say anything.
@@ -38,6 +39,8 @@ def evaluate(
         raise InputError.unknown(f"kind of {bundle}", kind, KINDS)
     if sampling and kind in (codec.KIND, classifier.KIND):
         raise InputError(f"--samples: {bundle} is a {kind}, which generates nothing; leave it out")
+    if report and kind not in (cats.KIND, classifier.KIND):
+        raise InputError(f"--report: {bundle} makes no pictures to show; leave it out, and take --json")
     if coder and kind != sentences.KIND:
         raise InputError(f"--codec: {bundle} is no flow over sentence vectors; leave it out")
     if kind == codec.KIND:

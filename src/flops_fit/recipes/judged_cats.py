@@ -1,13 +1,15 @@
 """What is measured of flows over cat pictures, and of classifiers. What could not be is absent, with the reason.
 
-Samples are compared with real pictures of the same classes in the same numbers, all sets of one size, beside a floor
-(real pictures with other real ones) and a ceiling (the noise that samples begin with).
+Samples are compared with real pictures, those that were trained on among them, as scores of this kind usually are; and
+with held-out ones alone. All sets of a comparison are of one size, with each class in the same share. Beside them stand
+a floor (real pictures and other real ones) and a ceiling (the noise that samples begin with).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flops_fit.data.cats import cat_pictures, sha256
-from flops_fit.data.images import Images
+from flops_fit.data.images import sides
 from flops_fit.data.pictures import Pictures
-from flops_fit.errors import FlopsFitError, InputError
+from flops_fit.errors import InputError, MissingExtra
 from flops_fit.evaluate.accuracy import class_score, confusion, per_class
 from flops_fit.evaluate.features import Extractor, extractor_named
 from flops_fit.evaluate.flow import Losses
@@ -33,9 +35,16 @@ from flops_fit.recipes.classifier import CatClassifier, cat_right, parts_of, sco
 from flops_fit.recipes.dit_cats import AUGMENTATIONS, image_pair
 from flops_fit.recipes.evaluation import FEWEST, Evaluation, Sampling
 
-NEIGHBOURS = 5  # of precision and recall; a class of no more pictures has none
+WAYS = ("samples", "floor", "noise", "of_the_way")
+OF_FEATURES = [f"{one}_{way}" for one in ("frechet", "kid") for way in WAYS] + [
+    f"{one}_{way}" for one in ("precision", "recall", "density", "coverage") for way in WAYS[:2]
+]
+OF_HELD_OUT = [f"{one}_held_out{way}" for one in ("frechet", "kid") for way in ("", "_floor")]
+OF_MEMORY = ["memorised", "memorised_held_out"]
+OF_CLASSIFIER = [f"{one}{way}" for one in ("agreement", "agreement_cat", "class_score") for way in ("", "_real")]
+OF_GAUSSIAN = ["loss_isotropic", "explained_isotropic", "loss_gaussian", "explained_gaussian", "loss_of_gaussian"]
 CLOSEST = 10  # samples that are shown beside the training pictures nearest to them
-IN_A_CLASS = 8  # pictures of each class that are shown
+IN_A_CLASS, MOST_WRONG = 8, 40  # pictures that are shown: of each class, and of those that are told wrongly
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,15 @@ class Judges:
 
     extractor: str = "efficientnet-lite0"
     classifier: str = "cats-classifier"
+
+    @classmethod
+    def asked(cls, extractor: str | None, classifier: str | None, sampling: Sampling | None) -> Judges:
+        """None: the usual ones. Raises InputError for judges where nothing is generated to be judged."""
+        given = {name: one for name, one in (("extractor", extractor), ("classifier", classifier)) if one is not None}
+        if given and sampling is None:
+            told = ", ".join(f"--{name}" for name in given)
+            raise InputError(f"{told}: got without --samples, and they judge what is generated; give --samples N")
+        return cls(**given)
 
 
 JUDGES = Judges()
@@ -65,15 +83,20 @@ class Shown:
     table: NDArray[np.int64] | None = None
 
 
+class Labelled(NamedTuple):
+    """Rows (n, ...) and their classes (n,)."""
+
+    rows: Tensor
+    labels: Tensor
+
+
 @dataclass(frozen=True)
 class Sets:
-    """Pictures to judge by: (n, 3, S, S) uint8 and (n,) each."""
+    """Pictures to judge by, (n, 3, S, S) uint8 each with their classes."""
 
-    every: Tensor
-    every_labels: Tensor
-    held_out: Tensor
-    held_out_labels: Tensor
-    train: Tensor | None  # None: no part of the data was trained on, or is named as such
+    every: Labelled
+    held_out: Labelled
+    train: Labelled | None  # None: no part of the data was trained on, or is named as such
     notes: tuple[str, ...]
     described: str
     sha256: str
@@ -89,23 +112,24 @@ class Eyes:
     absent: Mapping[str, str]
 
 
-def opened(judges: Judges) -> Eyes:
-    """Both judges, or why one is missing. Raises InputError for an extractor that is unknown."""
-    hashes, absent = dict[str, str](), dict[str, str]()
-    extractor, classifier = None, None
+def opened(judges: Judges, classes: Sequence[str]) -> Eyes:
+    """Both judges, or why one is missing: a package that is not installed.
+
+    Raises:
+        InputError: a judge that does not exist, or a classifier of other classes.
+    """
+    hashes, absent, extractor = dict[str, str](), dict[str, str](), None
     try:
         extractor = extractor_named(judges.extractor)
         hashes[extractor.name] = extractor.sha256
-    except InputError:
-        raise
-    except FlopsFitError as error:
-        absent |= dict.fromkeys(("frechet", "kid", "precision", "memorised"), str(error))
-    try:
-        folder = weights.located(judges.classifier, "--classifier")
-        classifier = CatClassifier.load(folder)
-        hashes[judges.classifier] = weights.digest(folder)
-    except FlopsFitError as error:
-        absent |= dict.fromkeys(("agreement", "class_score"), str(error))
+    except MissingExtra as error:
+        absent |= dict.fromkeys([*OF_FEATURES, *OF_HELD_OUT, *OF_MEMORY], str(error))
+    folder = weights.located(judges.classifier, "--classifier")
+    classifier = CatClassifier.load(folder)
+    if list(classifier.config["classes"]) != list(classes):
+        told = f"--classifier: {judges.classifier} tells {', '.join(classifier.config['classes'])}"
+        raise InputError(f"{told}; allowed is one of {', '.join(classes)}")
+    hashes[judges.classifier] = weights.digest(folder)
     return Eyes(extractor, classifier, hashes, absent)
 
 
@@ -116,6 +140,9 @@ class Findings:
     metrics: list[Metric] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     by_class: dict[str, list[Metric]] = field(default_factory=dict)
+
+    def without(self, names: Sequence[str], reason: str) -> None:
+        self.absent |= dict.fromkeys(names, reason)
 
 
 # --- flows ------------------------------------------------------------------------------------------------------------
@@ -129,20 +156,20 @@ def flow_judged(
     Raises:
         InputError: pictures that cannot be read, fewer than two held out, or judges that do not exist.
     """
-    eyes = None
+    classes, eyes = flow.config["classes"], None
     if sampling is not None:  # what cannot be is told before any work
-        sampling, eyes = sampling.filled(**flow.sampling), opened(judges)
-    sets, found, classes = flow_sets(flow, data), Findings(), flow.config["classes"]
-    losses = flow.losses(sets.held_out, sets.held_out_labels, sets.train)
+        sampling, eyes = sampling.filled(**flow.sampling), opened(judges, classes)
+    sets, found = flow_sets(flow, data), Findings()
+    losses = flow.losses(*sets.held_out, sets.train.rows if sets.train else None)
     found.metrics += [*losses.metrics(), *of_gaussian(losses)]
     if sets.train is None:
-        found.absent |= dict.fromkeys(("loss_gaussian", "memorised"), "the data have no part that was trained on")
-    shown = Shown(classes, {"real": rows_of(sets.every, sets.every_labels, len(classes))})
+        found.without(OF_GAUSSIAN, "the data have no part to train on")
+    shown = Shown(classes, {"real": rows_of(sets.every, len(classes))})
     if sampling is None or eyes is None:
-        found.absent["samples"] = "none asked for; give --samples"
+        found.without([*OF_FEATURES, *OF_HELD_OUT, *OF_MEMORY, *OF_CLASSIFIER], "nothing was generated; give --samples")
     else:
-        pixels, labels = drawn(flow, sampling, sets.every_labels)
-        shown = of_samples(found, flow, sets, eyes, pixels, labels, sampling.seed, shown)
+        made = drawn(flow, sampling, sets.every.labels)
+        shown = of_samples(found, flow, sets, eyes, made, sampling.seed, shown)
     return Evaluation(
         bundle, sets.described, sets.sha256, tuple(found.metrics), found.absent, losses.by_time(),
         {name: tuple(metrics) for name, metrics in found.by_class.items()},
@@ -154,29 +181,31 @@ def flow_sets(flow: CatFlow, data: str) -> Sets:
     """Of the set that it was trained on the held-out pictures; of another one those that it names so, or all."""
     pictures, augmentation = cat_pictures(data, flow.config["image_size"]), flow.config["augmentation"]
     level = next(name for name, kind in AUGMENTATIONS.items() if kind == augmentation)
-    train, held_out = image_pair(pictures, AUGMENTATIONS[level], told=level == "full")
-    return _sets(data, pictures, train, held_out, flow.config["data_hash"])
+
+    def trained_on() -> str:
+        return image_pair(pictures, AUGMENTATIONS[level], told=level == "full")[0].fingerprint
+
+    return _sets(data, pictures, trained_on, flow.config["data_hash"])
 
 
-def _sets(data: str, pictures: Pictures, train: Images, held_out: Images, data_hash: str) -> Sets:
-    every, labels, notes = pictures.pixels, torch.from_numpy(pictures.labels), list[str]()
-    chosen: tuple[Tensor, Tensor, Tensor | None]
+def _sets(data: str, pictures: Pictures, trained_on: Callable[[], str], data_hash: str) -> Sets:
+    labels, (train, held, _), notes = torch.from_numpy(pictures.labels), sides(pictures), list[str]()
+    every = Labelled(pictures.pixels, labels)
     if pictures.skipped:
         notes.append(f"{len(pictures.skipped)} pictures cannot be used: {'; '.join(pictures.skipped[:3])}")
-    if train.fingerprint == data_hash:
-        chosen, which = (held_out.pixels, held_out.labels, train.pixels), "held-out pictures"
-    elif pictures.parted == "as given":
-        chosen, which = (held_out.pixels, held_out.labels, train.pixels), "pictures that the data name as held out"
-        notes.append(
-            "the data are not what it was trained on: what training pictures are asked for, their own part to train on "
-            "stands for"
-        )
-    else:
-        chosen, which = (every, labels, None), "pictures, held out only if it was not trained on them"
-    if len(chosen[0]) < 2:
-        raise InputError(f"--data: {data} has {len(chosen[0])} pictures to judge by; give at least 2")
-    described = f"{pictures.name}: {len(chosen[0]):,} {which}"
-    return Sets(every, labels, chosen[0], chosen[1], chosen[2], tuple(notes), described, sha256(data))
+    known = Labelled(pictures.pixels[train], labels[train]) if len(train) else None
+    held_out, which = Labelled(pictures.pixels[held], labels[held]), "held-out pictures"
+    if known is None:
+        which = "pictures, all of them named as held out"
+    elif trained_on() != data_hash and pictures.parted == "as given":
+        which = "pictures that the data name as held out"
+        notes.append("these are not the data that it was trained on; their own part to train on stands for what it saw")
+    elif trained_on() != data_hash:
+        held_out, known, which = every, None, "pictures, held out only if it was not trained on them"
+    if len(held_out.rows) < 2:
+        raise InputError(f"--data: {data} has {len(held_out.rows)} pictures to judge by; give at least 2")
+    described = f"{pictures.name}: {len(held_out.rows):,} {which}"
+    return Sets(every, held_out, known, tuple(notes), described, sha256(data))
 
 
 def of_gaussian(losses: Losses) -> list[Metric]:
@@ -185,50 +214,72 @@ def of_gaussian(losses: Losses) -> list[Metric]:
     return [ratio_of("loss_of_gaussian", rows["model"], rows["gaussian"])] if "gaussian" in rows else []
 
 
-def drawn(flow: CatFlow, sampling: Sampling, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(pictures (n, 3, S, S) uint8, their labels (n,)), of each class as large a share as `like` (m,) has."""
+def drawn(flow: CatFlow, sampling: Sampling, like: Tensor) -> Labelled:
+    """Pictures (n, 3, S, S) uint8 and their classes, of each as large a share as `like` (m,) has."""
     places = (torch.arange(sampling.samples) + 0.5) / sampling.samples * len(like)
     labels = like.sort().values[places.long()]
-    return flow.sample(labels, sampling.seed, sampling.method, sampling.steps, sampling.guidance), labels
+    pixels = flow.sample(labels, sampling.seed, sampling.method, sampling.steps, sampling.guidance)
+    return Labelled(pixels, labels)
 
 
 def of_samples(
-    found: Findings, flow: CatFlow, sets: Sets, eyes: Eyes, pixels: Tensor, labels: Tensor, seed: int, shown: Shown
+    found: Findings, flow: CatFlow, sets: Sets, eyes: Eyes, made: Labelled, seed: int, shown: Shown
 ) -> Shown:
-    """All that the judges say of samples (n, 3, S, S) of classes (n,), into `found`; and what a report shows."""
+    """All that the judges say of samples, into `found`; and what a report shows."""
     classes, neighbours, table = shown.classes, None, None
     found.absent |= eyes.absent
     if eyes.extractor is not None:
+        look, pixels = eyes.extractor, made.rows
         noise = flow.pixels(torch.stack([flow.noise(seed, i) for i in range(len(pixels))]))
-        generated, real, blank = (eyes.extractor(some) for some in (pixels, sets.every, noise))
+        generated, real, blank = (
+            Labelled(look(some), labels)
+            for some, labels in ((pixels, made.labels), sets.every, (noise, made.labels))
+        )
         of_features(found, generated, real, blank)
-        of_classes(found, generated, labels, real, sets.every_labels, classes)
-        if sets.train is not None:
-            known = torch.cat((eyes.extractor(sets.train), eyes.extractor(sets.train.flip(3))))  # as training saw them
-            found.metrics += memorised(generated, known, eyes.extractor(sets.held_out))
-            neighbours = closest(pixels, generated, sets.train, known)
+        of_classes(found, generated, real, classes)
+        held_out = Labelled(look(sets.held_out.rows), sets.held_out.labels)
+        if sets.train is None:
+            found.without([*OF_HELD_OUT, *OF_MEMORY], "the data have no part to train on")
+        else:
+            train = Labelled(look(sets.train.rows), sets.train.labels)
+            mirrored = look(sets.train.rows.flip(3)) if flow.config["augmentation"] != "none" else None
+            of_held_out(found, generated, train, held_out)
+            found.metrics += memorised(generated.rows, train.rows, held_out.rows, mirrored)
+            neighbours = closest(made.rows, generated.rows, sets.train.rows, train.rows, mirrored)
     if eyes.classifier is not None:
-        told = eyes.classifier(pixels)
-        of_classifier(found, told, labels, eyes.classifier(sets.held_out), sets.held_out_labels, classes)
-        table = confusion(told.breeds, labels)
-    grids = {"samples": rows_of(pixels, labels, len(classes)), **shown.grids}
-    return Shown(classes, grids, neighbours, table)
+        told = eyes.classifier(made.rows)
+        of_classifier(found, told, made.labels, eyes.classifier(sets.held_out.rows), sets.held_out.labels, classes)
+        table = confusion(told.breeds, made.labels)
+    return Shown(classes, {"samples": rows_of(made, len(classes)), **shown.grids}, neighbours, table)
 
 
-def of_features(found: Findings, generated: Tensor, real: Tensor, noise: Tensor) -> None:
+def of_features(found: Findings, generated: Labelled, real: Labelled, noise: Labelled) -> None:
     """Distances of sets (n, D) of one size: generated to real, beside real to other real ones (floor) and noise."""
-    n = min(len(generated), len(real) // 2)
+    n = min(len(generated.rows), len(real.rows) // 2)
     if n < FEWEST:
-        said = f"{len(generated)} samples and {len(real)} real pictures: at least {FEWEST} and {2 * FEWEST} say much"
-        found.absent |= dict.fromkeys(("frechet", "kid", "precision"), said)
+        said = f"{len(generated.rows)} samples and {len(real.rows)} real pictures"
+        found.without(OF_FEATURES, f"{said}: at least {FEWEST} and {2 * FEWEST} say much")
         return
-    first, second = mixed(real)[:n], mixed(real)[n : 2 * n]
-    sets = {"samples": mixed(generated)[:n], "floor": second, "noise": mixed(noise)[:n]}
+    both = evenly(real, 2 * n)
+    first, second = both[::2], both[1::2]
+    sets = {"samples": evenly(generated, n), "floor": second, "noise": evenly(noise, n)}
     for distance in (frechet, kid):
         far = {name: distance(name, rows, first) for name, rows in sets.items()}
         found.metrics += [*far.values(), way(far["samples"], far["floor"], far["noise"])]
     for name in ("samples", "floor"):
         found.metrics += precision_recall(name, first, sets[name])
+
+
+def of_held_out(found: Findings, generated: Labelled, train: Labelled, held_out: Labelled) -> None:
+    """Distances to held-out pictures alone, beside those of training pictures to them."""
+    n = min(len(generated.rows), len(train.rows), len(held_out.rows))
+    if n < FEWEST:
+        found.without(OF_HELD_OUT, f"{n} pictures of a kind: at least {FEWEST} say much")
+        return
+    reference = evenly(held_out, n)
+    for distance in (frechet, kid):
+        for name, rows in (("held_out", generated), ("held_out_floor", train)):
+            found.metrics.append(distance(name, evenly(rows, n), reference))
 
 
 def way(of: Metric, floor: Metric, ceiling: Metric) -> Metric:
@@ -239,14 +290,14 @@ def way(of: Metric, floor: Metric, ceiling: Metric) -> Metric:
     return Metric(name=f"{of.name.split('_')[0]}_of_the_way", value=value, lo=lo, hi=hi, n=of.n)
 
 
-def of_classes(
-    found: Findings, generated: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, classes: Sequence[str]
-) -> None:
+def of_classes(found: Findings, generated: Labelled, real: Labelled, classes: Sequence[str]) -> None:
     """The distances within each class, beside those of its real pictures to each other."""
+    few = []
     for number, name in enumerate(classes):
-        own, others = mixed(generated[labels == number]), mixed(real[real_labels == number])
+        own, others = (mixed(some.rows[some.labels == number]) for some in (generated, real))
         n = min(len(own), len(others) // 2)
-        if n <= max(NEIGHBOURS, 1):
+        if n < FEWEST:
+            few.append(name)
             continue
         first, second = others[:n], others[n : 2 * n]
         found.by_class[name] = [
@@ -254,6 +305,9 @@ def of_classes(
               for kind, rows in (("samples", own[:n]), ("floor", second))),
             *precision_recall("samples", first, own[:n]),
         ]  # fmt: skip
+    if few:
+        said = f"fewer than {FEWEST} samples or {2 * FEWEST} real pictures of {', '.join(few)}"
+        found.absent["distances by class"] = said
 
 
 def of_classifier(
@@ -271,25 +325,34 @@ def of_classifier(
             found.by_class.setdefault(which, []).append(replace(metric, name="agreement"))
 
 
-def closest(pixels: Tensor, features: Tensor, train: Tensor, known: Tensor) -> Tensor:
+def closest(pixels: Tensor, features: Tensor, train: Tensor, known: Tensor, mirrored: Tensor | None) -> Tensor:
     """The samples (n, 3, S, S) nearest to training pictures, each followed by the nearest one: (2 k, 3, S, S).
 
     Args:
-        known: (2 m, D) features of the training pictures (m, 3, S, S), then of their mirror images.
+        known, mirrored: (m, D) features of the training pictures (m, 3, S, S), and of their mirror images.
     """
-    both = torch.cat((train, train.flip(3)))
-    far, places = nearest(features, known)
+    both = train if mirrored is None else torch.cat((train, train.flip(3)))
+    far, places = nearest(features, known if mirrored is None else torch.cat((known, mirrored)))
     first = far.argsort()[:CLOSEST]
     return torch.stack((pixels[first], both[places[first]]), dim=1).flatten(0, 1)
 
 
-def rows_of(pixels: Tensor, labels: Tensor, classes: int) -> Tensor:
+def rows_of(pictures: Labelled, classes: int) -> Tensor:
     """The first pictures of each class, class by class; white where a class has too few."""
+    pixels, labels = pictures
     rows = torch.full((classes, IN_A_CLASS, *pixels.shape[1:]), 255, dtype=torch.uint8)
     for number in range(classes):
         own = pixels[labels == number][:IN_A_CLASS]
         rows[number, : len(own)] = own
     return rows.flatten(0, 1)  # (classes * IN_A_CLASS, 3, S, S)
+
+
+def evenly(some: Labelled, n: int) -> Tensor:
+    """(n, ...) of the rows, of each class its share to within a row; class by class, always the same ones."""
+    order = torch.randperm(len(some.rows), generator=torch.Generator().manual_seed(0))
+    order = order[some.labels[order].argsort(stable=True)]
+    places = (torch.arange(n, dtype=torch.float64) + 0.5) / n * len(order)
+    return some.rows[order[places.long()]]
 
 
 def mixed(rows: Tensor) -> Tensor:
@@ -307,18 +370,20 @@ def classifier_judged(bundle: str, classifier: CatClassifier, data: str) -> tupl
         InputError: pictures that cannot be read, or fewer than two held out.
     """
     sets, classes = classifier_sets(classifier, data), classifier.config["classes"]
-    told = classifier(sets.held_out)
-    metrics = scores(told, sets.held_out_labels)
+    pixels, labels = sets.held_out
+    told = classifier(pixels)
     by_class: dict[str, list[Metric]] = {}
-    for metric in per_class(told.breeds, sets.held_out_labels, classes):
+    for metric in per_class(told.breeds, labels, classes):
         kind, _, name = metric.name.partition("_")
         by_class.setdefault(name, []).append(replace(metric, name=kind))
+    unseen = [name for name in classes if name not in by_class]
+    absent = {"by class": f"no two pictures of {', '.join(unseen)} are there, or were told"} if unseen else {}
     shown = Shown(
-        classes, {"wrong": sets.held_out[told.breeds.argmax(dim=1) != sets.held_out_labels][:40]},
-        table=confusion(told.breeds, sets.held_out_labels),
+        classes, {"wrong": pixels[told.breeds.argmax(dim=1) != labels][:MOST_WRONG]},
+        table=confusion(told.breeds, labels),
     )  # fmt: skip
     return Evaluation(
-        bundle, sets.described, sets.sha256, tuple(metrics),
+        bundle, sets.described, sets.sha256, tuple(scores(told, labels)), absent,
         by_class={name: tuple(found) for name, found in by_class.items()}, notes=sets.notes,
     ), shown  # fmt: skip
 
@@ -327,5 +392,4 @@ def classifier_sets(classifier: CatClassifier, data: str) -> Sets:
     """As `flow_sets`; of the set that it was trained on, what chose its weights is on neither side."""
     config = classifier.config
     pictures = cat_pictures(data, config["image_size"])
-    train, _, held_out = parts_of(pictures, config["backbone"])
-    return _sets(data, pictures, train, held_out, config["data_hash"])
+    return _sets(data, pictures, lambda: parts_of(pictures, config["backbone"])[0].fingerprint, config["data_hash"])

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flops_fit.data.pictures import png, sheet
 from flops_fit.errors import InputError
+from flops_fit.evaluate.confusion import FILE as CONFUSION
+from flops_fit.evaluate.confusion import confusion_svg
 from flops_fit.evaluate.metric import Metric
 from flops_fit.models.weights import write_json
 from flops_fit.recipes.evaluation import Evaluation
 from flops_fit.recipes.judged_cats import CLOSEST, IN_A_CLASS, Shown
 from flops_fit.scaling.report import document, note, section, table
 
-JSON, PAGE, CONFUSION = "evaluation_report.json", "evaluation_report.html", "confusion.svg"
-CELL, NAMES = 34, 130  # units of the confusion matrix: of a cell, and of the names beside it
+JSON, PAGE = "evaluation_report.json", "evaluation_report.html"
 STYLE = """<style>
 .grid { width: 100%; max-width: 44rem; height: auto; image-rendering: auto; display: block; }
 .rows { display: grid; grid-template-columns: minmax(5rem, 8rem) 1fr; gap: .2rem .6rem; align-items: center; }
@@ -34,6 +34,21 @@ SAID = {
 }
 
 
+def made(folder: Path, argument: str = "--report") -> Path:
+    """The folder, there from now on: asked for before the work whose results it is to hold.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no right to write into it")
+    except OSError as error:
+        raise InputError(f"{argument}: got {folder}, which is no folder to write to ({error}); give another") from error
+    return folder
+
+
 def write(folder: Path, found: Evaluation, shown: Shown) -> None:
     """Both files, and confusion.svg where classes were told.
 
@@ -41,7 +56,6 @@ def write(folder: Path, found: Evaluation, shown: Shown) -> None:
         InputError: the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JSON, found.to_dict())
         (folder / PAGE).write_text(page(found, shown), encoding="utf-8")
         if shown.table is not None:
@@ -123,28 +137,3 @@ def _confusion(shown: Shown) -> str:
 def _image(pixels: Tensor, said: str, kind: str) -> str:
     data = base64.b64encode(png(pixels)).decode()
     return f'<img class="{kind}" alt="{escape(said)}" src="data:image/png;base64,{data}">'
-
-
-def confusion_svg(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """(K, K) numbers of pictures of class i, down, taken for class j, across; darker is a larger share of the class."""
-    size = NAMES + CELL * len(classes)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" font-family="sans-serif" font-size="12" '
-        f'role="img" aria-label="which class is taken for which">',
-        f'<rect width="{size}" height="{size}" fill="#ffffff"/>',
-    ]
-    for i, name in enumerate(classes):
-        middle = NAMES + CELL * (i + 0.5)
-        parts.append(f'<text x="{NAMES - 6}" y="{middle + 4}" text-anchor="end" fill="#222222">{escape(name)}</text>')
-        parts.append(f'<text transform="translate({middle + 4} {NAMES - 6}) rotate(-90)" fill="#222222">'
-                     f"{escape(name)}</text>")  # fmt: skip
-        for j, count in enumerate(counts[i]):
-            share = count / max(1, counts[i].sum())
-            x, y = NAMES + CELL * j, NAMES + CELL * i
-            ink = "#ffffff" if share > 0.5 else "#222222"  # to be read on what lies below
-            parts.append(f'<rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" fill="#0b4f6c" '
-                         f'fill-opacity="{share if count else 0.03:.3f}"/>')  # fmt: skip
-            if count:
-                parts.append(f'<text x="{x + CELL / 2}" y="{y + CELL / 2 + 4}" text-anchor="middle" fill="{ink}">'
-                             f"{count}</text>")  # fmt: skip
-    return "".join([*parts, "</svg>"])

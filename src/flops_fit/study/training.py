@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from flops_fit.study.work import CHECKPOINTS, work_off
 from flops_fit.train.checkpoint import Checkpoints
 from flops_fit.train.engine import Trainer
 from flops_fit.train.identity import code_hash
-from flops_fit.train.keep import BEST, averaged_after
+from flops_fit.train.keep import BEST, LAST, SNAPSHOTS, averaged_after
 from flops_fit.train.loss import Objective, unit_of
 from flops_fit.train.measure import Measurer
 from flops_fit.train.options import Look, Placement, Show, TrainOptions
@@ -69,6 +70,7 @@ class Training:
     checkpoint_every: int | None = None  # steps; None: by the clock
     show: Show | None = None  # sees the model, with averaged weights, on the way
     show_every: int | None = None  # steps
+    choose: bool = True  # the weights of the best look; False: the last ones, and held-out data choose nothing
     lengths: tuple[float, ...] = ()  # of averages of weights among which the best is chosen after the run (T1c)
     baselines: Mapping[str, nn.Module] = field(default_factory=dict)  # need no training; told beside every look
     half: bool = False  # trained numbers are rounded to half precision, then judged and kept
@@ -237,7 +239,7 @@ def _bundle(
     _forget(folder)
     model = trainer.builder.build(training.size)
     assert trainer.placement.weights is not None
-    about = _best_weights(training.lengths, trainer, result, model)
+    about = _best_weights(training, trainer, result, model)
     model.eval()
     if training.half:
         with torch.no_grad():
@@ -253,22 +255,24 @@ def _bundle(
     return metrics
 
 
-def _best_weights(
-    lengths: Sequence[float], trainer: Trainer, result: RunResult, model: nn.Module
-) -> dict[str, Any]:
-    """Into the model: the best of what its looks kept, and of averages of these lengths at its end. Says which."""
+def _best_weights(training: Training, trainer: Trainer, result: RunResult, model: nn.Module) -> dict[str, Any]:
+    """Into the model: what its looks kept, or the best of averages of some lengths at its end. Says which."""
     kept = trainer.placement.weights
     assert kept is not None
-    tensors, about = weights.read(kept / BEST)
-    tried = {}
-    for length in lengths if result.tokens == result.spec.tokens else ():  # one that ended early has its best behind it
-        averaged = averaged_after(kept, result.spec.steps, length)
-        weights.fill(model, averaged, f"average of {length:g}")
-        tried[f"{length:g}"] = loss = trainer.held_out_loss(model)
-        if loss < about["held_out_loss"]:
-            tensors, about = averaged, {"step": result.spec.steps, "held_out_loss": loss, "length": length}
-    weights.fill(model, tensors, str(kept / BEST))
-    return about | ({"averages": tried} if tried else {})
+    tensors, about = weights.read(kept / (BEST if training.choose else LAST))
+    weights.fill(model, tensors, str(kept))
+    whole = result.tokens == result.spec.tokens  # one that ended early has its best behind it
+    if not training.lengths or not whole:
+        return about
+    last, tried = result.spec.steps, dict[str, float]()
+    averages = {f"{length:g}": averaged_after(kept, last, length) for length in training.lengths}
+    for name, averaged in averages.items():
+        weights.fill(model, averaged, f"average of {name}")
+        tried[name] = trainer.held_out_loss(model)
+    best = min(tried, key=lambda name: tried[name])
+    weights.fill(model, averages[best], f"average of {best}")
+    shutil.rmtree(kept / SNAPSHOTS)  # two copies of the model for each
+    return {"step": last, "held_out_loss": tried[best], "length": float(best), "averages": tried}
 
 
 def _forget(folder: Path) -> None:

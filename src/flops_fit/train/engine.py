@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flops_fit.data.batches import EVALUATION_BATCH, Source, seeded
 from flops_fit.errors import ContractError
-from flops_fit.records import RunResult, RunSpec
+from flops_fit.records import RunResult, RunSpec, seed_of
 from flops_fit.scaling.rules import stable_steps
 from flops_fit.train.checkpoint import Checkpoints, State, random_state, set_random_state
 from flops_fit.train.keep import Keeper
@@ -29,6 +29,7 @@ from flops_fit.train.machine import (
     Spent,
     autocast,
     cpu_threads,
+    energy_counters,
     environment,
     forget_peak,
     free_memory,
@@ -86,7 +87,7 @@ class Trainer:
             trainer = trainer.on(micro_batch=-(-min(micro, spec.batch_size) // 2))
 
     def held_out_loss(self, model: nn.Module) -> float:
-        """Of a trained model on the CPU: what a look at it during its run would have told."""
+        """Of a model on the CPU, in float32; on the CPU it is what a look during the run would have told."""
         model.eval()
         total = count = 0.0
         at_once = min(EVALUATION_BATCH, self.placement.micro_batch or EVALUATION_BATCH)
@@ -172,7 +173,7 @@ class TrainingRun:
         self.ended = ""     # why it ended before its last step, with a loss
         self.stopped = ""   # why nothing is left to do: the lane is known to diverge on the way
         self.before = Spent()  # what earlier sittings took
-        self.meter = Meter(self.device)
+        self.meter = Meter(energy_counters(self.device))
         self.trouble = Trouble(self.ranks)
         self.place = f"{self.ranks.count} x {self.device.type}"  # states of another place are of no use here
 
@@ -182,7 +183,7 @@ class TrainingRun:
         """From the seed: what the untrained model reaches, the measure of having learned anything."""
         self.untrained = self.evaluate(progress)
         if self.ranks.rank:
-            torch.manual_seed(self.spec.seed + self.ranks.rank * 2**32)  # its own dropout and noise
+            torch.manual_seed(seed_of(self.spec.seed, self.ranks.rank))  # its own dropout and noise
 
     def train(self, progress: Progress | None) -> str:
         """The steps that are left. Returns "" or why the run had to stop."""
@@ -202,6 +203,7 @@ class TrainingRun:
             self.ended = self.keeper.after(self.step, lambda: self.evaluate(progress))
             if self.placement.look is not None and self.step in self.keeper.looks and not self.ranks.rank:
                 self.placement.look(self.step, self.keeper.seen[-1][1])
+            self.meter.keep_up()
             if reason := self._hopeless():
                 return reason
             if self.ended:

@@ -19,7 +19,7 @@ from flops_fit.train.options import TrainOptions
 from flops_fit.train.parallel import Ranks
 
 BEST, LAST, SNAPSHOTS = "best", "last", "snapshots"  # folders of weights
-KEPT_LENGTHS = (0.05, 0.10)  # of the averages in snapshots: those of other lengths lie between (Karras et al. 2024)
+KEPT_LENGTHS = (0.05, 0.10)  # of the averages in snapshots, of which others are made (Karras et al. 2024)
 
 
 def averaged_after(folder: Path, step: int, length: float) -> dict[str, Tensor]:

@@ -8,14 +8,18 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from flops_fit.errors import InputError
+
+ASK_SECONDS = 60.0  # between two looks at counters that begin anew after a quarter of an hour or more
+MICRO, MILLI = 1e6, 1e3  # of what counters count, to a joule
 
 
 def device_of(name: str) -> torch.device:
@@ -84,43 +88,64 @@ class Spent(NamedTuple):
 
 
 class Meter:
-    """What is spent from its making on."""
+    """What is spent from its making on. Ask at least every few minutes: counters of energy begin anew after some."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.counters = energy_counters(device)
-        self.begun = self._now()
+    def __init__(self, counters: Sequence[Counter]) -> None:
+        self.counters = counters
+        self.begun = time.perf_counter(), time.process_time()
+        self.seen = [one.read() for one in counters]
+        self.joules = 0.0
+        self.asked = self.begun[0]
 
     def spent(self) -> Spent:
-        clock, cpu, joules = self._now()
-        began, cpu_before, before = self.begun
-        turns = zip(joules, before, self.counters, strict=True)
-        used = sum((now - then) % wraps if wraps else now - then for now, then, (_, wraps) in turns)
-        return Spent(clock - began, cpu - cpu_before, used if self.counters else None)
+        for place, one in enumerate(self.counters):
+            now = one.read()
+            self.joules += (now - self.seen[place]) % one.wraps if one.wraps else now - self.seen[place]
+            self.seen[place] = now
+        self.asked = time.perf_counter()
+        began, cpu = self.begun
+        return Spent(self.asked - began, time.process_time() - cpu, self.joules if self.counters else None)
 
-    def _now(self) -> tuple[float, float, list[float]]:
-        return time.perf_counter(), time.process_time(), [read() for read, _ in self.counters]
+    def keep_up(self) -> None:
+        """Ask if it is time."""
+        if self.counters and time.perf_counter() - self.asked > ASK_SECONDS:
+            self.spent()
 
 
-def energy_counters(device: torch.device) -> list[tuple[Callable[[], float], float]]:
-    """(joules since some time, the count at which it begins anew, or 0) of each part that counts them: packages of the
-    CPU by Linux's powercap, if one may read it, and the CUDA device by NVML. Empty where a part does not tell."""
-    found: list[tuple[Callable[[], float], float]] = []
-    with suppress(OSError, ValueError):
-        for package in sorted(Path("/sys/class/powercap").glob("intel-rapl:?")):
-            file, wraps = package / "energy_uj", int((package / "max_energy_range_uj").read_text()) / 1e6
-            file.read_text()
-            found.append((lambda file=file: int(file.read_text()) / 1e6, wraps))  # type: ignore[misc]
-    if device.type == "cuda":
-        try:
-            import pynvml
+class Counter(NamedTuple):
+    """Joules since some time, and the count at which it begins anew; 0: it never does."""
 
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-        except Exception:  # not installed, or a device or driver without a counter: NVML has errors of its own
-            return []
-        found.append((lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0))
-    return found
+    read: Callable[[], float]
+    wraps: float
+
+
+def energy_counters(device: torch.device, powercap: Path = Path("/sys/class/powercap")) -> list[Counter]:
+    """Of each package of the CPU by Linux's powercap, which only root may read on most machines, and of the CUDA device
+    by NVML. Empty where one of them does not tell: a part of the energy is not the energy."""
+    found = []
+    try:
+        for package in sorted(powercap.glob("intel-rapl:?")):
+            wraps = int((package / "max_energy_range_uj").read_text()) / MICRO
+            one = Counter(partial(_microjoules, package / "energy_uj"), wraps)
+            one.read()
+            found.append(one)
+    except (OSError, ValueError):
+        return []
+    if not found or device.type != "cuda":
+        return found
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # not installed, or a device or driver without a counter: NVML has errors of its own
+        return []
+    return [*found, Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / MILLI, 0.0)]
+
+
+def _microjoules(file: Path) -> float:
+    return int(file.read_text()) / MICRO
 
 
 def free_memory() -> None:
