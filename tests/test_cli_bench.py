@@ -28,7 +28,8 @@ from flops_fit.recipes.cats import CatFlow
 from flops_fit.recipes.classifier import CatClassifier
 from flops_fit.recipes.codec import MOST_WORDS
 from flops_fit.recipes.sentences import SentenceFlow, fitted
-from flops_fit.recipes.timed import KINDS, Conditions, benchmark
+from flops_fit.recipes.timed import Conditions, benchmark
+from flops_fit.recipes.works import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = 120.0  # generous: asserted is that it happens at all
@@ -48,7 +49,8 @@ def small(kind: str) -> dict[str, Any]:
     if kind == "classifier":
         return known | {"backbone": "efficientnet-lite0"}
     return known | {"network": {"patch": 8, "hidden": 16, "layers": 1, "heads": 2}, "path": "linear",
-                    "predicts": "velocity", "precondition": "unit", "sampling": GUIDED}  # fmt: skip
+                    "predicts": "velocity", "precondition": "unit", "augmentation": "none",
+                    "sampling": GUIDED}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

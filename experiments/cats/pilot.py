@@ -17,7 +17,7 @@ import torch
 from rows import read, work_off
 
 from flops_fit.data.cats import cat_pictures
-from flops_fit.recipes.dit_cats import PRESETS, training
+from flops_fit.recipes.dit_cats import PRESETS, tiny_presets, training
 from flops_fit.study.training import prepared
 
 FILE = Path(__file__).parent / "pilot.csv"
@@ -57,11 +57,12 @@ class Row(Setting):
 def run(data: str, setting: Setting) -> list[Row]:
     torch.set_num_threads(1)
     preset = replace(
-        PRESETS["cpu-64"], steps=STEPS, warmup_steps=20, looks=LOOKS, optimizer=setting.optimizer, lr=setting.lr,
+        PRESETS["cpu-64"], steps=STEPS, warmup_steps=STEPS // 15, looks=LOOKS, optimizer=setting.optimizer, lr=setting.lr,
         skips=setting.skips, times=setting.times,
     )  # fmt: skip
+    pictures = cat_pictures(data, tiny_presets(preset.network)["image_size"])
     made = training(
-        cat_pictures(data), preset, precondition=setting.precondition, predicts=setting.predicts,  # type: ignore[arg-type]
+        pictures, preset, precondition=setting.precondition, predicts=setting.predicts,  # type: ignore[arg-type]
         augmentation=setting.augmentation,
     )  # fmt: skip
     made = replace(made, options=replace(made.options, ema=None, learns_by=None))
