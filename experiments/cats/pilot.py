@@ -57,8 +57,8 @@ class Row(Setting):
 def run(data: str, setting: Setting) -> list[Row]:
     torch.set_num_threads(1)
     preset = replace(
-        PRESETS["cpu-64"], steps=STEPS, warmup_steps=STEPS // 15, looks=LOOKS, optimizer=setting.optimizer, lr=setting.lr,
-        skips=setting.skips, times=setting.times,
+        PRESETS["cpu-64"], steps=STEPS, warmup_steps=STEPS // 15, looks=LOOKS, optimizer=setting.optimizer,
+        lr=setting.lr, skips=setting.skips, times=setting.times,
     )  # fmt: skip
     pictures = cat_pictures(data, tiny_presets(preset.network)["image_size"])
     made = training(
