@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scipy.fft import dctn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from flops_fit.errors import InputError
 from flops_fit.flow.baselines import full_covariance
 from flops_fit.flow.paths import PATHS
-from flops_fit.flow.spectral import SpectralPreconditioned, Spectrum
+from flops_fit.flow.spectral import SpectralPreconditioned, SpectralResidual, Spectrum
 
 FLOAT32 = 2e-5  # rounding of two products of 8 x 8 and one of 3 x 3
 SIZE, CHANNELS = 8, 3
@@ -69,10 +71,26 @@ def test_where_data_are_so_it_is_the_full_covariance_gaussian(path: str, spectru
 
 
 @paths
-def test_a_network_that_says_nothing_leaves_the_gaussian(path: str, spectrum: Spectrum) -> None:
+@pytest.mark.parametrize("kind", [SpectralPreconditioned, SpectralResidual])
+def test_a_network_that_says_nothing_leaves_the_gaussian(kind: Any, path: str, spectrum: Spectrum) -> None:
     x, t = torch.randn(20, CHANNELS, SIZE, SIZE), torch.linspace(0, 1, 20)
-    said = SpectralPreconditioned(Zero(), spectrum, path)(x, t)
+    said = kind(Zero(), spectrum, path)(x, t)
     torch.testing.assert_close(said, spectrum.velocity(PATHS[path])(x, t), rtol=FLOAT32, atol=FLOAT32)
+
+
+@paths
+def test_what_a_network_says_in_pixels_is_added(path: str, spectrum: Spectrum) -> None:
+    x, t = torch.randn(20, CHANNELS, SIZE, SIZE), torch.linspace(0, 1, 20)
+    seen = []
+
+    class Says(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return torch.full_like(x, 0.5)
+
+    said = SpectralResidual(Says(), spectrum, path)(x, t) - spectrum.velocity(PATHS[path])(x, t)
+    torch.testing.assert_close(said, torch.full_like(x, 0.5), rtol=0, atol=FLOAT32)
+    assert torch.equal(seen[0][0], x[0])  # at the noise, whose deviation is 1
 
 
 @paths

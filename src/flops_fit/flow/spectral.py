@@ -108,6 +108,27 @@ class SpectralPreconditioned(Around):
         return spectrum.back(expected + spread * spectrum.there(said))
 
 
+class SpectralResidual(Around):
+    """v(x, t) = the Gaussian's velocity along frequencies + network(x / deviation(t), t), both in pixels (F20).
+
+    A network that says 0 has the loss of the Gaussian; unlike `SpectralPreconditioned` it sees frequencies as large as
+    they are in pictures, and learns those that are large first.
+
+    Args:
+        network: (x (B, C, S, S), t (B,), **conditions) -> like x, best one that starts at 0.
+        path: that it is trained on, or its name.
+    """
+
+    def __init__(self, network: nn.Module, spectrum: Spectrum, path: Path | str = "linear") -> None:
+        super().__init__(network, path)
+        spectrum._check()
+        self.spectrum = spectrum
+
+    def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        scaled = gaussian_parts(self.path, x.new_zeros(()), x.new_ones(()), x, t).whitened
+        return self.spectrum.velocity(self.path)(x, t) + network(scaled, t, **conditions)
+
+
 def cosines(size: int) -> Tensor:
     """(S, S): row k is the k-th cosine wave over S points; rows are orthonormal (DCT-II; Ahmed et al. 1974)."""
     steps = torch.arange(size, dtype=torch.float64)

@@ -20,7 +20,7 @@ from flops_fit.flow.loss import Flow
 from flops_fit.flow.paths import Path, path_named
 from flops_fit.flow.precondition import Around, UnitPreconditioned
 from flops_fit.flow.solvers import Velocity, solve, times_asked
-from flops_fit.flow.spectral import SpectralPreconditioned, Spectrum
+from flops_fit.flow.spectral import SpectralPreconditioned, SpectralResidual, Spectrum
 from flops_fit.models import weights
 from flops_fit.models.tinydit import Prepared, TinyDiT
 from flops_fit.records import seed_of
@@ -28,7 +28,7 @@ from flops_fit.records import seed_of
 KIND = "cats"
 NEEDED = ("image_size", "classes", "network", "path", "predicts", "precondition", "augmentation", "data",
           "data_hash")  # fmt: skip
-PRECONDITIONS = ("unit", "spectral", "none")  # what is around the network: N(0, I), the Gaussian along frequencies
+PRECONDITIONS = ("residual", "unit", "spectral", "none")  # what is around the network: see `preconditioned`
 SHRINKAGES = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15)  # of the full-covariance Gaussian, the best of which is reported
 SAMPLING = {"method": "heun", "steps": 20, "guidance": 1.0}  # where a bundle does not say how it is best sampled
 AT_ONCE = 32  # pictures that are sampled together
@@ -174,17 +174,18 @@ def preconditioned(network: nn.Module, kind: str, path: Path | str, spectrum: Sp
     """What is trained: the network with a velocity around it, or by itself.
 
     Args:
-        kind: of PRECONDITIONS.
-        spectrum: fitted; of "spectral" alone.
+        kind: residual: the Gaussian along frequencies, the network adds to it in pixels; spectral: the same Gaussian,
+            the network sees and says what it leaves open, whitened; unit: N(0, I); none.
+        spectrum: fitted; of the first two alone.
 
     Raises:
         InputError: an unknown kind.
     """
     if kind not in PRECONDITIONS:
         raise InputError.unknown("precondition", kind, PRECONDITIONS)
-    if kind == "spectral":
+    if kind in ("residual", "spectral"):
         assert spectrum is not None
-        return SpectralPreconditioned(network, spectrum, path)
+        return (SpectralResidual if kind == "residual" else SpectralPreconditioned)(network, spectrum, path)
     return UnitPreconditioned(network, path) if kind == "unit" else network
 
 

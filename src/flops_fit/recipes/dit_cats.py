@@ -110,7 +110,8 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def training(
-    pictures: Pictures, preset: Preset, *, seed: int = 0, precondition: str = "unit", predicts: Prediction = "velocity",
+    pictures: Pictures, preset: Preset, *, seed: int = 0, precondition: str | None = None,
+    predicts: Prediction = "velocity",
     network: Mapping[str, Any] | None = None, augmentation: str = "basic", half: bool = True,
     checkpoint_every: int | None = None, sheets: Sheets | None = None,
 ) -> Training:  # fmt: skip
@@ -118,7 +119,8 @@ def training(
 
     Args:
         pictures: of the size of the preset's network; labels 0..12 (data.cats).
-        precondition: what is around the network, of recipes.cats.PRECONDITIONS.
+        precondition: what is around the network, of recipes.cats.PRECONDITIONS; None: "unit", which learns a velocity,
+            and "none" for other predictions.
         network: arguments of TinyDiT instead of those of the preset's.
         augmentation: none; basic: mirrored; full: moved by some pixels too, which the network is told.
         sheets: of samples, to be drawn on the way.
@@ -134,6 +136,8 @@ def training(
         raise InputError.unknown("augmentation", augmentation, AUGMENTATIONS)
     train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
     known |= {"augments": 2} if train.told else {}
+    if precondition is None:
+        precondition = "unit" if predicts == "velocity" else "none"
     if precondition not in PRECONDITIONS:
         raise InputError.unknown("precondition", precondition, PRECONDITIONS)
     if predicts != "velocity" and precondition != "none":
@@ -161,7 +165,7 @@ def training(
         model_cls=cat_network, size_param="hidden", size=hidden,
         model_kwargs={
             "image_size": size, "classes": len(CLASSES), "network": known, "path": "linear",
-            "precondition": precondition, "spectrum": spectrum.state_dict() if precondition == "spectral" else None,
+            "precondition": precondition, "spectrum": known_spectrum(precondition, spectrum),
         },
         dataset=train, held_out=held_out, objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
         steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
@@ -172,6 +176,11 @@ def training(
         checkpoint_every=checkpoint_every, show=sheets.of(config, train, spectrum) if sheets else None,
         show_every=sheets.every if sheets else None,
     )  # fmt: skip
+
+
+def known_spectrum(precondition: str, spectrum: Spectrum) -> dict[str, Tensor] | None:
+    """For `cat_network`, where what is around the network is of frequencies."""
+    return spectrum.state_dict() if precondition in ("residual", "spectral") else None
 
 
 class Known(nn.Module):
