@@ -11,7 +11,6 @@ are, and the better of two rates. Losses are at uniform times, of the same held-
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import textbook
 import torch
-from rows import read, spread, work_off
+from rows import command, read, spread, work_off
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -143,16 +142,5 @@ def show() -> None:
               f"{sum(one < 0 for one in apart)} of {len(apart)}")  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("train").add_argument("--data", required=True)
-    verbs.add_parser("show")
-    asked = parser.parse_args()
-    if asked.verb == "train":
-        train(asked.data)
-    show()
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, train, show)

@@ -8,13 +8,12 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rows import read, work_off
+from rows import command, read, work_off
 
 from flops_fit.data.cats import cat_pictures
 from flops_fit.recipes.dit_cats import PRESETS, tiny_presets, training
@@ -94,16 +93,5 @@ def show() -> None:
         print(f"Gaussian along frequencies: {rows[0]['gaussian']:.4f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("train").add_argument("--data", required=True)
-    verbs.add_parser("show")
-    asked = parser.parse_args()
-    if asked.verb == "train":
-        train(asked.data)
-    show()
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, train, show)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,18 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation; of one value it alone."""
     off = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{off}"
+
+
+def command(about: str | None, train: Callable[[str], None], show: Callable[[], None]) -> None:
+    """`train --data FILE` and `show`, as the scripts here are called."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("train").add_argument("--data", required=True)
+    verbs.add_parser("show")
+    asked = parser.parse_args()
+    if asked.verb == "train":
+        train(asked.data)
+    show()
 
 
 def _value(text: str) -> Any:

@@ -104,13 +104,12 @@ def _pictures(
     """A PNG file each, and a sheet of them all: (what was made, in words)."""
     import torch
 
-    from flops_fit.data.pictures import sheet, write_png
-    from flops_fit.recipes.report import made
+    from flops_fit.data.pictures import sheet, writable, write_png
 
     if out is None:
         raise InputError("--out: got none, and pictures are files; give --out FOLDER")
     label = flow.label(breed)
-    made(out, "--out")
+    writable(out, "--out")
     pixels = flow.sample(torch.full((n,), label), seed, **how)
     called = "any" if breed is None else flow.config["classes"][label].lower().replace(" ", "-")
     files = [out / f"{called}-{seed}-{number}.png" for number in range(n)]
@@ -142,15 +141,16 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out data, every number with its 95% interval."""
+    from flops_fit.data.pictures import writable
     from flops_fit.recipes.evaluation import Sampling
     from flops_fit.recipes.judged import evaluate as judged
     from flops_fit.recipes.judged_cats import Judges
-    from flops_fit.recipes.report import made, write
+    from flops_fit.recipes.report import write
 
     sampling = Sampling.asked(samples, seed=seed, method=method, steps=steps, until=until, guidance=guidance)
     judges = Judges.asked(extractor, classifier, sampling)
     if report is not None:
-        made(report)
+        writable(report, "--report")
     found, shown = judged(bundle, data, sampling, coder=codec, judges=judges, report=report is not None)
     printed(found.to_dict() if as_json else str(found))
     if report is not None and shown is not None:

@@ -255,6 +255,21 @@ def write_png(path: Path, pixels: Tensor) -> None:
         raise InputError(f"--out: {path} cannot be written ({error}); give a folder that exists") from error
 
 
+def writable(folder: Path, argument: str) -> Path:
+    """The folder, there from now on: asked for before the work whose results it is to hold.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no right to write into it")
+    except OSError as error:
+        raise InputError(f"{argument}: got {folder}, which is no folder to write to ({error}); give another") from error
+    return folder
+
+
 def png(pixels: Tensor) -> bytes:
     """One image (3, H, W) uint8 as a PNG file. Raises MissingExtra without Pillow."""
     found = io.BytesIO()

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import LEVEL, Metric, centred
-from flops_fit.evaluate.sets import checked
+from flops_fit.evaluate.sets import checked, checked_pairs
 
 DRAWS = 200  # decompositions: enough for the width of an interval, few enough for a thousand rows of a thousand numbers
 
@@ -48,10 +47,7 @@ def frechet(name: str, a: Tensor, b: Tensor) -> Metric:
 def frechet_difference(a: Tensor, b: Tensor, real: Tensor) -> Metric:
     """Distance of `a` (n, D) to `real` (m, D) less that of `b` (n, D). Row i of both has one cause (the same noise), so
     all three are resampled with the same rows in `a` and in `b`; the interval is that of the difference."""
-    first, reference = checked(a, real)
-    second, _ = checked(b, real)
-    if len(first) != len(second):
-        raise InputError(f"b: got {len(second)} rows for {len(first)} of a; row i of both must have one cause")
+    first, second, reference = checked_pairs(a, b, real)
     dice, sizes = np.random.default_rng(0), (len(first), len(reference))
 
     def difference(rows: Tensor, columns: Tensor) -> float:

@@ -167,6 +167,19 @@ def checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def checked_pairs(a: Tensor, b: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `checked`, of two sets (n, D) whose rows i have one cause, and of a third (m, D).
+
+    Raises:
+        InputError: as `checked`, or a row has no partner.
+    """
+    first, reference = checked(a, real)
+    second, _ = checked(b, real)
+    if len(first) != len(second):
+        raise InputError(f"b: got {len(second)} rows for {len(first)} of a; row i of both must have one cause")
+    return first, second, reference
+
+
 def _check(a: Tensor, b: Tensor) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         raise InputError(f"sets: got shapes {tuple(a.shape)} and {tuple(b.shape)}; allowed are (n, D) and (m, D)")

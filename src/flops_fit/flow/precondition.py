@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -48,7 +49,7 @@ class GaussianPreconditioned(nn.Module):
         return expected + spread * cast(Tensor, self.network(whitened, t, **conditions))
 
 
-class Around(nn.Module):
+class Around(nn.Module, ABC):
     """A network with a velocity around it that needs no training. Says what `around` gives with its own network."""
 
     def __init__(self, network: nn.Module, path: Path | str = "linear") -> None:
@@ -63,9 +64,9 @@ class Around(nn.Module):
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         return self.around(self.network, x, t, **conditions)
 
+    @abstractmethod
     def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         """`forward` with another network inside, such as one that is prepared for sampling."""
-        raise NotImplementedError
 
 
 class UnitPreconditioned(Around):

@@ -84,13 +84,12 @@ class Spectrum(nn.Module):
             raise InputError("spectrum: it has no statistics; fit it on training images, or load it with its model")
 
 
-class SpectralPreconditioned(Around):
-    """v(x, t) = the Gaussian's velocity + spread(t) network(x whitened, t), along frequencies (F18, F20).
-
-    The network sees and answers in pixels. One that says 0 has the loss of the Gaussian.
+class AroundSpectrum(Around):
+    """A network with the Gaussian of a spectrum around it. One that says 0 has the loss of the Gaussian.
 
     Args:
         network: (x (B, C, S, S), t (B,), **conditions) -> like x, best one that starts at 0.
+        spectrum: fitted.
         path: that it is trained on, or its name.
     """
 
@@ -98,6 +97,13 @@ class SpectralPreconditioned(Around):
         super().__init__(network, path)
         spectrum._check()
         self.spectrum = spectrum
+
+
+class SpectralPreconditioned(AroundSpectrum):
+    """v(x, t) = the Gaussian's velocity + spread(t) network(x whitened, t), along frequencies (F18, F20).
+
+    The network sees and answers in pixels.
+    """
 
     def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         spectrum = self.spectrum
@@ -108,21 +114,12 @@ class SpectralPreconditioned(Around):
         return spectrum.back(expected + spread * spectrum.there(said))
 
 
-class SpectralResidual(Around):
+class SpectralResidual(AroundSpectrum):
     """v(x, t) = the Gaussian's velocity along frequencies + network(x / deviation(t), t), both in pixels (F20).
 
-    A network that says 0 has the loss of the Gaussian; unlike `SpectralPreconditioned` it sees frequencies as large as
-    they are in pictures, and learns those that are large first.
-
-    Args:
-        network: (x (B, C, S, S), t (B,), **conditions) -> like x, best one that starts at 0.
-        path: that it is trained on, or its name.
+    Unlike with `SpectralPreconditioned`, the network sees frequencies as large as they are in pictures, and learns
+    those first that are large.
     """
-
-    def __init__(self, network: nn.Module, spectrum: Spectrum, path: Path | str = "linear") -> None:
-        super().__init__(network, path)
-        spectrum._check()
-        self.spectrum = spectrum
 
     def around(self, network: Callable[..., Tensor], x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         scaled = gaussian_parts(self.path, x.new_zeros(()), x.new_ones(()), x, t).whitened

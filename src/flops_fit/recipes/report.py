@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -32,21 +31,6 @@ SAID = {
     "real": "Real pictures of the same data.",
     "wrong": "Held-out pictures that are told wrongly.",
 }
-
-
-def made(folder: Path, argument: str = "--report") -> Path:
-    """The folder, there from now on: asked for before the work whose results it is to hold.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("no right to write into it")
-    except OSError as error:
-        raise InputError(f"{argument}: got {folder}, which is no folder to write to ({error}); give another") from error
-    return folder
 
 
 def write(folder: Path, found: Evaluation, shown: Shown) -> None:
