@@ -17,6 +17,7 @@ from flops_fit.data.pictures import drawn_shapes, png
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "cats"
 EACH = 4
+FEW = 5e9  # FLOPs: some twenty steps of four pictures
 
 
 @pytest.fixture
@@ -52,11 +53,10 @@ def test_a_pilot_is_a_row_of_its_table(
     data: str, script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pilot = script("pilot")  # type: ignore[operator]
-    monkeypatch.setattr(pilot, "STEPS", 20)
     small = {**pilot.PRESETS, "cpu-64": replace(pilot.PRESETS["cpu-64"], network="tinydit-32", batch_size=4)}
     monkeypatch.setattr(pilot, "PRESETS", small)
     threads = torch.get_num_threads()
-    rows = pilot.run(data, pilot.Setting(skips=False))
+    rows = pilot.run(data, pilot.Setting(flops=FEW, hidden=32, heads=2, precondition="none", skips=False))
     torch.set_num_threads(threads)
     sys.modules["rows"].add(pilot.FILE, rows)
     pilot.show()

@@ -1,9 +1,10 @@
-"""What is around the network, which optimiser, which rate: short runs of the 64 px generator.
+"""What is around the network, how large it is, which optimiser, which rate: short runs of the 64 px generator.
 
     python experiments/cats/pilot.py train --data FILE.parquet      every run, two at a time; finished ones stay
     python experiments/cats/pilot.py show                           the table, of pilot.csv
 
-300 steps of 64 pictures each, the rate falling to zero over the last third, one seed; the last weights, not averaged.
+Runs of equal FLOPs, 64 pictures a step, the rate falling to zero over the last third, one seed; the last weights, not
+averaged. What differs from the first setting is what a row is about.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ from rows import command, read, work_off
 
 from flops_fit.data.cats import cat_pictures
 from flops_fit.recipes.dit_cats import PRESETS, tiny_presets, training
-from flops_fit.study.training import prepared
+from flops_fit.study.training import Training, prepared
 
 FILE = Path(__file__).parent / "pilot.csv"
-STEPS, LOOKS = 300, 6
+LOOKS = 6
+PROBE = 1000  # steps of a run that is not trained, to know what a step costs
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs from cpu-64."""
+    """Of a run."""
 
-    precondition: str = "unit"
+    flops: float = 3e13
+    hidden: int = 128
+    heads: int = 4
+    patch: int = 8
+    precondition: str = "residual"
     predicts: str = "velocity"
     optimizer: str = "muon"
     lr: float = 4e-3
@@ -36,59 +42,82 @@ class Setting:
     augmentation: str = "basic"
 
 
+SMALLER, SMALL, WIDE = {"hidden": 64, "heads": 2}, {"hidden": 96, "heads": 3}, {"hidden": 216, "heads": 3}
 SETTINGS = (
-    Setting(), Setting(precondition="none"), Setting(precondition="spectral"),
-    Setting(precondition="none", predicts="data"), Setting(skips=False), Setting(lr=2e-3), Setting(lr=8e-3),
-    Setting(optimizer="adamw", lr=1e-3), Setting(optimizer="adamw", lr=2e-3), Setting(times="uniform"),
-    Setting(augmentation="full"),
+    Setting(),
+    *(Setting(precondition=kind) for kind in ("unit", "spectral", "none")),
+    Setting(precondition="none", predicts="data"), Setting(precondition="unit", **WIDE),  # type: ignore[arg-type]
+    Setting(precondition="none", **WIDE),  # type: ignore[arg-type]
+    Setting(skips=False), Setting(lr=2e-3), Setting(lr=8e-3), Setting(optimizer="adamw", lr=1e-3),
+    Setting(optimizer="adamw", lr=2e-3), Setting(times="uniform"), Setting(augmentation="full"),
+    *(Setting(**size) for size in (SMALLER, SMALL, WIDE)),  # type: ignore[arg-type]
+    *(Setting(flops=1e14, **size) for size in (SMALLER, SMALL, {}, WIDE)),  # type: ignore[arg-type]
+    *(Setting(flops=flops, patch=4, **size) for size in (SMALL, {}) for flops in (3e13, 1e14)),  # type: ignore[arg-type]
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row(Setting):
+    params: int = 0
+    steps: int = 0
     gaussian: float = 0.0  # held-out loss of the Gaussian along frequencies
     untrained: float = 0.0
     half: float = 0.0      # half of the way
     loss: float = 0.0
+    precision: str = ""
     cpu_seconds: float = 0.0
 
 
-def run(data: str, setting: Setting) -> list[Row]:
-    torch.set_num_threads(1)
+def of(data: str, setting: Setting, steps: int) -> Training:
     preset = replace(
-        PRESETS["cpu-64"], steps=STEPS, warmup_steps=STEPS // 15, looks=LOOKS, optimizer=setting.optimizer,
+        PRESETS["cpu-64"], steps=steps, warmup_steps=steps // 15, looks=LOOKS, optimizer=setting.optimizer,
         lr=setting.lr, skips=setting.skips, times=setting.times,
     )  # fmt: skip
     pictures = cat_pictures(data, tiny_presets(preset.network)["image_size"])
     made = training(
         pictures, preset, precondition=setting.precondition, predicts=setting.predicts,  # type: ignore[arg-type]
         augmentation=setting.augmentation,
+        network={"hidden": setting.hidden, "layers": 6, "heads": setting.heads, "patch": setting.patch},
     )  # fmt: skip
-    made = replace(made, options=replace(made.options, ema=None, learns_by=None))
+    return replace(made, options=replace(made.options, ema=None, learns_by=None))
+
+
+def run(data: str, setting: Setting) -> list[Row]:
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        a_step = prepared(of(data, setting, PROBE), Path(folder))[1].flops / PROBE
+        made = of(data, setting, max(round(setting.flops / a_step), LOOKS))
         trainer, spec, _ = prepared(made, Path(folder))
         found = trainer.on(checkpoints=None, weights=None, threads=1)(spec)
-    assert made.evaluate is not None and found.loss is not None
+    assert made.evaluate is not None and found.loss is not None, found.reason
     looks = [loss for _, loss in found.looks]
     known = {m.name: m.value for m in made.evaluate(trainer.builder.build(spec.size).eval())}
-    return [Row(**vars(setting), gaussian=known["loss_spectral"], untrained=looks[0], half=looks[LOOKS // 2],
-                loss=looks[-1], cpu_seconds=round(found.cpu_seconds, 1))]  # fmt: skip
+    return [Row(**vars(setting), params=spec.params, steps=spec.steps, gaussian=known["loss_spectral"],
+                untrained=looks[0], half=looks[LOOKS // 2], loss=looks[-1],
+                precision=found.environment["precision"], cpu_seconds=round(found.cpu_seconds, 1))]  # fmt: skip
 
 
 def train(data: str) -> None:
     names = list(vars(Setting()))
     done = [tuple(str(row[name]) for name in names) for row in read(FILE)]
-    left = [one for one in SETTINGS if tuple(str(getattr(one, name)) for name in names) not in done]
-    work_off(FILE, [(run, (data, one)) for one in left], workers=2)
+    wanted = [(one, tuple(_as_read(getattr(one, name)) for name in names)) for one in SETTINGS]
+    work_off(FILE, [(run, (data, one)) for one, told in wanted if told not in done], workers=2)
+
+
+def _as_read(value: object) -> str:
+    """As it comes back from the file, where numbers are floats."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(float(value)) if plain else str(value)  # type: ignore[arg-type]
 
 
 def show() -> None:
     rows = sorted(read(FILE), key=lambda row: float(row["loss"]))
     names = list(vars(Setting()))
-    print(*names, "untrained", "half way", "loss", "CPU s", sep="\t")
+    print(*names, "N", "steps", "untrained", "half way", "loss", "CPU s", sep="\t")
     for row in rows:
-        print(*(row[name] for name in names), *(f"{row[name]:.4f}" for name in ("untrained", "half", "loss")),
-              f"{row['cpu_seconds']:.0f}", sep="\t")  # fmt: skip
+        print(*(row[name] for name in names), *(f"{row[name]:.0f}" for name in ("params", "steps")),
+              *(f"{row[name]:.4f}" for name in ("untrained", "half", "loss")), f"{row['cpu_seconds']:.0f}",
+              sep="\t")  # fmt: skip
     if rows:
         print(f"Gaussian along frequencies: {rows[0]['gaussian']:.4f}")
 

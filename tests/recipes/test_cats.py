@@ -188,5 +188,5 @@ def test_weights_of_another_preset_are_refused(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_rate_at_which_nothing_is_learned_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FitError, match="after 50 of 200 steps .* it does not learn"):
+    with pytest.raises(FitError, match="after 100 of 200 steps .* it does not learn"):
         train(one(replace(FAST, lr=1e-9)), tmp_path, watch=Quiet())

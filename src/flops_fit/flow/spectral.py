@@ -63,12 +63,14 @@ class Spectrum(nn.Module):
 
     def there(self, x: Tensor) -> Tensor:
         """(B, C, S, S) pixels -> (B, C, S, S) coordinates; lengths stay, since it is a rotation."""
-        mixed = torch.einsum("bchw,cm->bmhw", x, self.colours)
-        return self.waves @ mixed @ self.waves.T
+        with torch.autocast(x.device.type, enabled=False):  # a rotation in half precision is none
+            mixed = torch.einsum("bchw,cm->bmhw", x.float(), self.colours)
+            return self.waves @ mixed @ self.waves.T
 
     def back(self, y: Tensor) -> Tensor:
         """The inverse of `there`."""
-        return torch.einsum("bmhw,cm->bchw", self.waves.T @ y @ self.waves, self.colours)
+        with torch.autocast(y.device.type, enabled=False):
+            return torch.einsum("bmhw,cm->bchw", self.waves.T @ y.float() @ self.waves, self.colours)
 
     def velocity(self, path: Path) -> Velocity:
         """(x (B, C, S, S), t (B,)) -> E[velocity | x_t = x] of this Gaussian on that path (F15)."""

@@ -59,7 +59,7 @@ class TinyDiT(nn.Module):
         self.augment = nn.Linear(augments, hidden, bias=False) if augments else None
         self.embedding = nn.Linear(channels * patch**2, hidden)
         self.register_buffer("positions", grid_positions(image_size // patch, hidden), persistent=False)  # (T, H)
-        self.blocks = nn.ModuleList(AdaLNBlock(hidden, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(AdaLNBlock(hidden, heads, dropout, exact=True) for _ in range(layers))
         self.joins = nn.ModuleList(nn.Linear(2 * hidden, hidden) for _ in range(layers // 2 if skips else 0))
         self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
         self.modulation = nn.Linear(hidden, 2 * hidden)

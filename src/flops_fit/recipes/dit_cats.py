@@ -36,10 +36,12 @@ from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
 
 LENGTHS = (0.05, 0.07, 0.1, 0.14, 0.18)  # of averages of weights, shares of the run
 SNAPSHOTS = 8  # on the way, of which those are made (T1c)
+LEARNS_BY = 0.5  # of the run: by then it is better than what is around it, which is no bad start
 DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
 AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
 SWEEP_SIZE, SWEEP_NETWORK = 32, "tinydit-32"
 SWEEP_EPOCHS = 200  # a picture comes back with other noise, and mirrored
+DRAWN = 4  # moved pictures of each, of which the spectrum is
 SHEET_STEPS = 12  # of Heun's method: a look, no measurement
 
 
@@ -96,6 +98,7 @@ class Preset:
     times: str = "mixture"
     ema: float | None = 0.05  # length of the average of weights; None: the best of LENGTHS, chosen after the run
     skips: bool = False
+    precision: str = "fast"
     looks: int = 20
 
 
@@ -119,8 +122,8 @@ def training(
 
     Args:
         pictures: of the size of the preset's network; labels 0..12 (data.cats).
-        precondition: what is around the network, of recipes.cats.PRECONDITIONS; None: "unit", which learns a velocity,
-            and "none" for other predictions.
+        precondition: what is around the network, of recipes.cats.PRECONDITIONS; None: "residual", which learns a
+            velocity, and "none" for other predictions.
         network: arguments of TinyDiT instead of those of the preset's.
         augmentation: none; basic: mirrored; full: moved by some pixels too, which the network is told.
         sheets: of samples, to be drawn on the way.
@@ -137,13 +140,13 @@ def training(
     train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
     known |= {"augments": 2} if train.told else {}
     if precondition is None:
-        precondition = "unit" if predicts == "velocity" else "none"
+        precondition = "residual" if predicts == "velocity" else "none"
     if precondition not in PRECONDITIONS:
         raise InputError.unknown("precondition", precondition, PRECONDITIONS)
     if predicts != "velocity" and precondition != "none":
         told = f"predicts: got {predicts!r}; with precondition={precondition!r} allowed is 'velocity'"
         raise InputError(f"{told}; give precondition='none' for another")
-    spectrum = Spectrum(train.pixels.shape[1], size).fit(both_ways(train))
+    spectrum = Spectrum(train.pixels.shape[1], size).fit(as_seen(train))
     config = {
         "kind": KIND, "image_size": size, "classes": list(CLASSES), "network": {"hidden": hidden, **known},
         "path": "linear", "predicts": predicts, "precondition": precondition, "times": preset.times,
@@ -220,7 +223,7 @@ def options(preset: Preset) -> TrainOptions:
     return TrainOptions(
         warmup=warmup, decay=preset.decay, optimizer=preset.optimizer, weight_decay=0.01,
         ema=LENGTHS[0] if preset.ema is None else preset.ema, snapshots=SNAPSHOTS if preset.ema is None else 0,
-        looks=preset.looks, learns_by=0.25,
+        looks=preset.looks, learns_by=LEARNS_BY, precision=preset.precision,
     )  # fmt: skip
 
 
@@ -243,9 +246,15 @@ def image_pair(pictures: Pictures, augment: Augment, told: bool = False) -> tupl
     )
 
 
-def both_ways(images: Images) -> Tensor:
-    """(n, C, S, S) float, normalised; with their mirror images, (2 n, C, S, S), where training mirrors."""
-    x = torch.cat([images.plain(part.tolist()) for part in torch.arange(len(images)).split(512)])
+def as_seen(images: Images) -> Tensor:
+    """(n, C, S, S) float, normalised; with their mirror images, (2 n, C, S, S), where training mirrors; where it moves
+    them too, DRAWN of each: a spectrum of unmoved ones would have no variance where moved ones lie."""
+    parts = [part.tolist() for part in torch.arange(len(images)).split(512)]
+    if images.augment == "moved":
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return torch.cat([images.batch(part)[0] for part in parts * DRAWN])
+    x = torch.cat([images.plain(part) for part in parts])
     return x if images.augment == "none" else torch.cat((x, x.flip(3)))
 
 

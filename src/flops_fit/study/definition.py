@@ -17,6 +17,7 @@ from flops_fit.train.identity import code_hash
 from flops_fit.train.loss import Objective, unit_of
 from flops_fit.train.measure import Measurer
 from flops_fit.train.options import BRANCHED, TrainOptions
+from flops_fit.train.precision import precision_of
 from flops_fit.train.synthetic import SyntheticTrainer
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Prepared:
             "schedule": self._schedule,
             "learning rate": f"{rules.lr}{lr_note}",
             "batch": str(rules.batch),
-            "precision": "bf16 autocast" if self.device.type == "cuda" else "fp32",
+            "precision": precision_of(options.precision, self.device),
             "seed": str(self.study.seed),
         }
 

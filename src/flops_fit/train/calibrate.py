@@ -44,7 +44,7 @@ class Calibrator:
             loss=loss,
             curve=((0, building), (1, step_seconds), (2, evaluating)),
             peak_memory_bytes=peak_memory(run.device),
-            environment=environment(run.device),
+            environment=environment(run.device, run.precision),
         )
 
 

@@ -1,8 +1,8 @@
 """The training engine: RunSpec -> RunResult. The one training loop of the project.
 
 AdamW, warmup-stable-decay to zero over exactly the steps of the spec, gradient clipping, held-out loss on the same
-windows for every run. On CUDA when there, with bf16 autocast; fp32 on the CPU. In one process or in several ranks, in
-micro-batches when memory asks for them, and from the newest state on the disk when there is one.
+windows for every run. On CUDA when there, with bf16 autocast; in fp32 on the CPU, or as asked. In one process or in
+several ranks, in micro-batches when memory asks for them, and from the newest state on the disk when there is one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from flops_fit.train.loss import Objective, first_tensor, to_device
 from flops_fit.train.machine import (
     Meter,
     Spent,
-    autocast,
     cpu_threads,
     energy_counters,
     environment,
@@ -39,6 +38,7 @@ from flops_fit.train.machine import (
 from flops_fit.train.optim import optimiser, set_lr
 from flops_fit.train.options import Placement, TrainOptions
 from flops_fit.train.parallel import Trouble, join, load_states, place, states
+from flops_fit.train.precision import autocast, precision_of
 
 Progress = Callable[[int, float], None]  # (step, training loss)
 
@@ -108,7 +108,7 @@ class Trainer:
             reason = reason or run.verdict(loss if math.isnan(loss) else min(loss, run.keeper.best))
             if not reason:
                 run.keeper.finish(run.step, loss)
-            where, memory, spent = environment(run.device), peak_memory(run.device), run.spent()
+            where, memory, spent = environment(run.device, run.precision), peak_memory(run.device), run.spent()
         result = RunResult(
             spec=spec,
             status="diverged" if reason else "ok",
@@ -154,6 +154,7 @@ class TrainingRun:
     def __init__(self, trainer: Trainer, spec: RunSpec) -> None:
         self.trainer, self.spec, self.options, self.placement = trainer, spec, trainer.options, trainer.placement
         self.ranks, self.device = join(self.placement.ranks, trainer.options.torch_device())
+        self.precision = precision_of(self.options.precision, self.device)
         self.model = trainer.builder.build(spec.size).to(self.device)
         self.ranks = place(self.model, self.ranks, self.device, self.placement.shard)
         self.model.train()
@@ -226,7 +227,8 @@ class TrainingRun:
             self._freeze(step < options.heads_first * spec.steps)
             loss = self._gradients(pieces)
             nn.utils.clip_grad_norm_(self.parameters, options.clip)
-            self.optimizer.step()
+            with autocast(self.device, self.precision):  # for the products of Muon
+                self.optimizer.step()
             self.optimizer.zero_grad()
             self.step, self.executed = step + 1, self.executed + 1
             yield step, loss
@@ -249,7 +251,7 @@ class TrainingRun:
         with self.trouble:
             for cut, piece in zip(self.cuts, next(batches), strict=True):
                 share = (cut.stop - cut.start) / self.spec.batch_size
-                with autocast(self.device):
+                with autocast(self.device, self.precision):
                     loss = self.trainer.objective(self.model, to_device(piece, self.device))
                 (loss if share == 1 else loss * (share * scale)).backward()
                 total = total + loss.detach() * share if share != 1 else loss.detach()
@@ -273,7 +275,7 @@ class TrainingRun:
                 if not self.ranks.mine(number):
                     continue
                 samples = first_tensor(batch).shape[0]
-                with seeded(number), autocast(self.device):
+                with seeded(number), autocast(self.device, self.precision):
                     total += self.trainer.objective(self.model, to_device(batch, self.device)).item() * samples
                 count += samples
                 if progress is not None and self.curve:

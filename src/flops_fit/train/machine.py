@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from flops_fit.errors import InputError
+from flops_fit.train.precision import precision_of
 
 ASK_SECONDS = 60.0  # between two looks at counters that begin anew after a quarter of an hour or more
 MICRO, MILLI = 1e6, 1e3  # of what counters count, to a joule
@@ -33,10 +34,6 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: got {name!r}, but this torch sees no CUDA device; use 'auto' or 'cpu'")
     return device
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 @contextmanager
@@ -162,21 +159,21 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: torch.device, precision: str) -> dict[str, str]:
     """Where a run ran: what can change its last digits."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} ({name})",
-        "precision": "bf16 autocast" if device.type == "cuda" else "fp32",
+        "precision": precision,
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def matmul_peak(threads: int, size: int = 1536, seconds: float = 1.0) -> float:
-    """FLOP/s of a large fp32 matrix product on `threads` CPU threads, the best of repeated products."""
-    a = torch.randn(size, size)
+def matmul_peak(threads: int, size: int = 1536, seconds: float = 1.0, kind: torch.dtype = torch.float32) -> float:
+    """FLOP/s of a large matrix product on `threads` CPU threads, the best of repeated products."""
+    a = torch.randn(size, size, dtype=kind)
     best, until = math.inf, time.perf_counter() + seconds
     with cpu_threads(threads):
         while time.perf_counter() < until:
@@ -188,8 +185,11 @@ def matmul_peak(threads: int, size: int = 1536, seconds: float = 1.0) -> float:
 
 def device_report() -> dict[str, str]:
     """What training would run on, and how fast the CPU multiplies matrices."""
-    where = environment(device_of("auto"))
+    device = device_of("auto")
+    where = environment(device, precision_of("auto", device))
     found = {"device": where["device"], "precision": where["precision"]}
     for threads in sorted({1, torch.get_num_threads()}):
-        found[f"fp32 {threads} thread{'s' * (threads > 1)}"] = f"{matmul_peak(threads) / 1e9:.0f} GFLOP/s"
+        for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            peak = matmul_peak(threads, kind=kind)
+            found[f"{name} {threads} thread{'s' * (threads > 1)}"] = f"{peak / 1e9:.0f} GFLOP/s"
     return found

@@ -65,7 +65,7 @@ class Muon(torch.optim.AdamW):
 def orthogonal(matrices: Tensor) -> Tensor:
     """(K, m, n) -> (K, m, n): U V' of each U S V', nearly: singular values come out between about .7 and 1.2.
 
-    By products alone (Newton and Schulz, a quintic): float32 on the CPU, where bfloat16 is slow, that elsewhere.
+    By products alone (Newton and Schulz, a quintic): in bfloat16 on CUDA and under autocast, in float32 on other CPUs.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

@@ -14,6 +14,7 @@ from flops_fit.errors import InputError
 from flops_fit.records import RunSpec
 from flops_fit.train.ema import power_of
 from flops_fit.train.machine import device_of
+from flops_fit.train.precision import PRECISIONS
 from flops_fit.train.schedule import Shape, wsd
 
 Show = Callable[[nn.Module, int], None]
@@ -37,6 +38,7 @@ class TrainOptions:
     clip: float = 1.0           # largest norm of the gradient
     optimizer: str = "adamw"    # "muon": on the matrices of blocks, AdamW on all else (train.muon)
     device: str = "auto"        # "auto": CUDA when there
+    precision: str = "auto"     # "fp32"; "auto": bf16 autocast on CUDA; "fast": on CPUs too that multiply it faster
     heads_first: float = 0.0    # share of the run in which the model is frozen but for its heads (model.freeze(bool))
     ema: float | None = None    # length of the average of weights that is evaluated, as a share of the run (Eq. T1)
     looks: int = 0              # at the held-out loss on the way, equally far apart; the last one is at the end
@@ -56,6 +58,8 @@ class TrainOptions:
             raise InputError(f'shape: got {self.shape!r}; allowed are "linear" and "1-sqrt" (how the decay falls)')
         if self.optimizer not in OPTIMIZERS:
             raise InputError.unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.precision not in PRECISIONS:
+            raise InputError.unknown("precision", self.precision, PRECISIONS)
         if not 0 <= self.heads_first < 1:
             raise InputError(f"heads_first: got {self.heads_first}; allowed is a share of the run from 0 to below 1")
         if self.ema is not None:
@@ -74,7 +78,7 @@ class TrainOptions:
         """All fields that change a run. Later ones are left out where unused: journals of before stay valid."""
         unused = {
             "optimizer": "adamw", "heads_first": 0.0, "ema": None, "looks": 0, "snapshots": 0, "learns_by": None,
-            "patience": 0,
+            "patience": 0, "precision": "auto",
         }  # fmt: skip
         return {name: value for name, value in asdict(self).items() if name not in unused or value != unused[name]}
 
