@@ -16,7 +16,7 @@ from flops_fit.data.pictures import Pictures
 from flops_fit.errors import FitError, InputError
 from flops_fit.models import weights
 from flops_fit.recipes.cats import CatFlow, Guidance
-from flops_fit.recipes.dit_cats import LENGTHS, PRESETS, CatMatching, Preset, Sheets, training
+from flops_fit.recipes.dit_cats import LENGTHS, PRESETS, TRIAL, CatMatching, Preset, Sheets, training
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import train
 
@@ -188,5 +188,12 @@ def test_weights_of_another_preset_are_refused(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_rate_at_which_nothing_is_learned_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FitError, match="after 100 of 200 steps .* it does not learn"):
-        train(one(replace(FAST, lr=1e-9)), tmp_path, watch=Quiet())
+    with pytest.raises(FitError, match="after 150 of 300 steps .* it does not learn"):
+        train(one(replace(FAST, lr=1e-9, steps=TRIAL)), tmp_path, watch=Quiet())
+
+
+def test_of_a_trial_nothing_is_expected(tmp_path: Path) -> None:
+    """A few steps show that all is in place; what they learned stands beside what needs no training."""
+    found = train(one(replace(FAST, lr=1e-9, steps=20, warmup_steps=2)), tmp_path, watch=Quiet())
+    told = {metric.name: metric.value for metric in found.metrics}
+    assert told["loss"] == pytest.approx(told["loss_spectral"], rel=OTHER_NOISE) and CatFlow.load(tmp_path)

@@ -149,10 +149,15 @@ def sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
         held, how = pictures.splits == held_name, f"{pictures.parted} ({held_name})"
     else:
         training = training if training.any() else np.ones(len(pictures.splits), dtype=bool)
-        digests = [hashlib.sha256(image.numpy()).digest() for image in pictures.pixels]
-        low = np.array([int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32 for digest in digests], dtype=bool)
+        low = by_hash(pictures.pixels, HELD_OUT).numpy()
         training, held, how = training & ~low, training & low, "by hash of the pixels"
     return torch.from_numpy(np.flatnonzero(training)), torch.from_numpy(np.flatnonzero(held)), how
+
+
+def by_hash(pixels: Tensor, share: float) -> Tensor:
+    """(N,) bool: true for about that share of images (N, C, H, W) uint8, by hash of each: equal ones are told alike."""
+    heads = [hashlib.sha256(image.numpy()).digest()[:4] for image in pixels]
+    return torch.tensor([int.from_bytes(head, "big") < share * 2**32 for head in heads], dtype=torch.bool)
 
 
 def enough(**parts: int) -> None:

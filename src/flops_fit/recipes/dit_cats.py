@@ -37,7 +37,9 @@ from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
 LENGTHS = (0.05, 0.07, 0.1, 0.14, 0.18)  # of averages of weights, shares of the run
 SNAPSHOTS = 8  # on the way, of which those are made (T1c)
 LEARNS_BY = 0.5  # of the run: by then it is better than what is around it, which is no bad start
+TRIAL = 300  # steps: of fewer nothing is expected
 DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
+PRECONDITION = "residual"  # the best of those that experiments/cats/pilot.py compares
 AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
 SWEEP_SIZE, SWEEP_NETWORK = 32, "tinydit-32"
 SWEEP_EPOCHS = 200  # a picture comes back with other noise, and mirrored
@@ -72,7 +74,7 @@ class CatMatching:
 
 
 def cat_network(
-    hidden: int, image_size: int, classes: int, network: Mapping[str, Any], path: str, precondition: str = "unit",
+    hidden: int, image_size: int, classes: int, network: Mapping[str, Any], path: str, precondition: str,
     spectrum: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:  # fmt: skip
     """What is trained: a TinyDiT by its width, with a velocity around it (recipes.cats.preconditioned)."""
@@ -103,7 +105,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    "cpu-64": Preset(steps=5000, batch_size=64, lr=4e-3, warmup_steps=100, skips=True),
+    "cpu-64": Preset(steps=9000, batch_size=16, accumulation=4, lr=2e-3, warmup_steps=200, skips=True),
     "h200-25min": Preset(network="tinydit-64", steps=6000, batch_size=1024, lr=2e-3, warmup_steps=200),
     "baseline": Preset(network="tinydit-128", steps=300_000, batch_size=256, lr=1e-4, warmup_steps=10_000),
     "high-accuracy": Preset(
@@ -122,8 +124,8 @@ def training(
 
     Args:
         pictures: of the size of the preset's network; labels 0..12 (data.cats).
-        precondition: what is around the network, of recipes.cats.PRECONDITIONS; None: "residual", which learns a
-            velocity, and "none" for other predictions.
+        precondition: what is around the network, of recipes.cats.PRECONDITIONS; None: PRECONDITION for a velocity,
+            and "none" for other predictions.
         network: arguments of TinyDiT instead of those of the preset's.
         augmentation: none; basic: mirrored; full: moved by some pixels too, which the network is told.
         sheets: of samples, to be drawn on the way.
@@ -140,7 +142,7 @@ def training(
     train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
     known |= {"augments": 2} if train.told else {}
     if precondition is None:
-        precondition = "residual" if predicts == "velocity" else "none"
+        precondition = PRECONDITION if predicts == "velocity" else "none"
     if precondition not in PRECONDITIONS:
         raise InputError.unknown("precondition", precondition, PRECONDITIONS)
     if predicts != "velocity" and precondition != "none":
@@ -223,7 +225,7 @@ def options(preset: Preset) -> TrainOptions:
     return TrainOptions(
         warmup=warmup, decay=preset.decay, optimizer=preset.optimizer, weight_decay=0.01,
         ema=LENGTHS[0] if preset.ema is None else preset.ema, snapshots=SNAPSHOTS if preset.ema is None else 0,
-        looks=preset.looks, learns_by=LEARNS_BY, precision=preset.precision,
+        looks=preset.looks, learns_by=LEARNS_BY if preset.steps >= TRIAL else None, precision=preset.precision,
     )  # fmt: skip
 
 
@@ -265,10 +267,14 @@ def study(data: str | None = None) -> Study:
     train, held_out = image_pair(pictures, "mirrored")
     known = tiny_presets(SWEEP_NETWORK)
     size, _ = known.pop("image_size"), known.pop("hidden")
+    spectrum = Spectrum(train.pixels.shape[1], size).fit(as_seen(train))
     return Study(
         model_cls=cat_network,
         model_size_param="hidden",
-        model_kwargs={"image_size": size, "classes": len(CLASSES), "network": known, "path": "linear"},
+        model_kwargs={
+            "image_size": size, "classes": len(CLASSES), "network": known, "path": "linear",
+            "precondition": PRECONDITION, "spectrum": known_spectrum(PRECONDITION, spectrum),
+        },
         dataset=train,
         held_out=held_out,
         objective=CatMatching(len(CLASSES)),
