@@ -18,7 +18,7 @@ class AdaLNBlock(nn.Module):
     `forward(x (B, T, H), c (B, H)) -> (B, T, H)`
 
     Args:
-        exact: GELU itself instead of its approximation by tanh, for which CPUs take twice as long.
+        exact: GELU itself instead of its approximation by tanh, for which CPUs take longer.
     """
 
     def __init__(self, hidden: int, heads: int, dropout: float = 0.0, exact: bool = False) -> None:

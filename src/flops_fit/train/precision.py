@@ -12,7 +12,7 @@ from flops_fit.errors import InputError
 PRECISIONS = ("auto", "fp32", "fast")  # auto: bfloat16 on CUDA; fast: also on CPUs that multiply it faster
 HALF = "bf16 autocast"
 SIZE, TIMES = 512, 5  # of the matrices that are multiplied to see it, and how often: milliseconds
-FASTER = 1.5  # so much at least, since casts cost too; CPUs without instructions for it are several times slower
+FASTER = 1.5  # so much at least, since casts cost too
 
 
 def precision_of(asked: str, device: torch.device) -> str:
