@@ -93,7 +93,10 @@ def test_a_document_of_the_shipped_flow(capsys: pytest.CaptureFixture[str], monk
     folder = weights.located("sentences")
     content = [(folder / name).read_bytes() for name in (weights.WEIGHTS, weights.CONFIG)]
     assert found["model_sha256"] == hashlib.sha256(b"".join(content)).hexdigest()
-    assert found["files"] == {path.name: len(path.read_bytes()) for path in folder.iterdir()}
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found["files"] == {
+        name: {"bytes": len(of), "sha256": hashlib.sha256(of).hexdigest()} for name, of in contents.items()
+    }
     assert found["parameters"] == json.loads(content[1])["params"]
     assert found["sampling"] == {"method": "heun", "steps": 2, "until": 1.0}
     assert found["peak_memory_bytes"] > 4 * found["parameters"]  # they are in memory, in float32
@@ -296,7 +299,7 @@ def test_onnx_runtime_is_timed_beside_torch(
     folder = with_model(bundles, name, tmp_path, inputs)
     found = bench(capsys, monkeypatch, str(folder), *QUICK, "--batch-sizes", "2")
     assert [row for row in rows_of(found) if row[2] == "onnxruntime"] == [(work, 2, "onnxruntime")]
-    assert "onnxruntime" not in found["absent"] and found["files"]["model.onnx"] > 0
+    assert "onnxruntime" not in found["absent"] and found["files"]["model.onnx"]["bytes"] > 0
     assert not any("times_faster" in row for row in found["timings"])  # of work that may be another
     assert found["notes"] == [NOT_CHECKED]
 

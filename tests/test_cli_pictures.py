@@ -92,6 +92,14 @@ def test_a_classifier_is_told_from_its_pictures(
     assert code == 0 and judged.keys() >= KEYS and judged["data"].startswith("new.parquet: 52 pictures, held out only")
     assert judged["metrics"]["accuracy"]["value"] > 0.85 and judged["metrics"]["accuracy"]["n"] == 52
     assert {"accuracy_cat", "calibration_error", "balanced_accuracy"} <= judged["metrics"].keys()
+    named = [(CLASSES.index(name), image, "val" if number < 26 else "train")
+             for number, (name, image) in enumerate(pictures())]  # fmt: skip
+    parquet.write(Path("other.parquet"), {"label": [a for a, _, _ in named], "jpeg": [png(b) for _, b, _ in named],
+                                          "split": [c for _, _, c in named]})  # fmt: skip
+    code, out, _ = call(capsys, monkeypatch, "evaluate", "classifier", "--data", "other.parquet", "--json")
+    judged = json.loads(out)
+    assert code == 0 and "may have been trained on some of these" in judged["notes"][0]
+    assert judged["data"] == "other.parquet: 26 pictures that the data name as held out"
     code, out, _ = call(capsys, monkeypatch, "evaluate", "classifier", "--data", "cats", "--report", "told")
     assert code == 0 and "held-out pictures" in out.splitlines()[0]
     assert (trained / "told" / "confusion.svg").read_text().count("<text") >= 2 * len(CLASSES)

@@ -11,6 +11,7 @@ on other noise.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -22,7 +23,16 @@ from rows import add, read
 from flops_fit.models import weights
 from flops_fit.recipes.cats import CatFlow
 from flops_fit.recipes.evaluation import Sampling
-from flops_fit.recipes.judged_cats import JUDGES, Findings, drawn, flow_sets, of_classifier, of_features, opened
+from flops_fit.recipes.judged_cats import (
+    JUDGES,
+    Findings,
+    Labelled,
+    drawn,
+    flow_sets,
+    of_classifier,
+    of_features,
+    opened,
+)  # fmt: skip
 
 FILE = Path(__file__).parent / "choose.csv"
 SAMPLES, SEED = 195, 7  # fifteen of each class; `evaluate` begins with seed 0
@@ -56,7 +66,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row(Setting):
-    bundle: str = ""
+    bundle: str = ""  # of its weights
     frechet_samples: float = 0.0
     kid_samples: float = 0.0
     precision_samples: float = 0.0
@@ -68,23 +78,24 @@ class Row(Setting):
 
 def measure(bundle: str, data: str) -> None:
     folder = weights.located(bundle)
-    flow, eyes, name = CatFlow.load(folder), opened(JUDGES), weights.digest(folder)[:12]
+    flow, name = CatFlow.load(folder), hashlib.sha256((folder / weights.WEIGHTS).read_bytes()).hexdigest()[:12]
+    classes = flow.config["classes"]
+    eyes, sets = opened(JUDGES, classes), flow_sets(flow, data)
     assert eyes.extractor is not None and eyes.classifier is not None
-    sets = flow_sets(flow, data)
-    real = eyes.extractor(sets.every)
-    told_real = eyes.classifier(sets.held_out)
+    real = Labelled(eyes.extractor(sets.every.rows), sets.every.labels)
+    told_real = eyes.classifier(sets.held_out.rows)
     done = {tuple(str(row[one]) for one in (*vars(Setting()), "bundle")) for row in read(FILE)}
     for setting in SETTINGS:
         if tuple(str(value) for value in (*vars(Setting(**_numbers(setting))).values(), name)) in done:
             continue
         flow.config["sampling"] = setting.config
         began, found = time.perf_counter(), Findings()
-        pixels, labels = drawn(flow, Sampling(SAMPLES, SEED), sets.every_labels)
+        made = drawn(flow, Sampling(SAMPLES, SEED), sets.every.labels)
         taken = time.perf_counter() - began
-        features = eyes.extractor(pixels)
+        features = Labelled(eyes.extractor(made.rows), made.labels)
         of_features(found, features, real, features)
-        told = eyes.classifier(pixels)
-        of_classifier(found, told, labels, told_real, sets.held_out_labels, flow.config["classes"])
+        told = eyes.classifier(made.rows)
+        of_classifier(found, told, made.labels, told_real, sets.held_out.labels, classes)
         known = {one.name: one.value for one in found.metrics}
         measured = {one: round(known[one], 5) for one in vars(Row()) if one in known}
         add(FILE, [Row(**_numbers(setting), bundle=name, **measured, seconds=round(taken, 1))])

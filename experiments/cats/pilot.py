@@ -3,8 +3,8 @@
     python experiments/cats/pilot.py train --data FILE.parquet      every run, two at a time; finished ones stay
     python experiments/cats/pilot.py show                           the table, of pilot.csv
 
-Runs of equal FLOPs, 64 pictures a step, the rate falling to zero over the last third, one seed; the last weights, not
-averaged. What differs from the first setting is what a row is about.
+Runs of equal FLOPs, the optimiser's products among them, 64 pictures a step, the rate falling to zero over the last
+third, one seed; the last weights, not averaged. What differs from the first setting is what a row is about.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rows import command, read, work_off
+from rows import command, read, step_flops, work_off
 
 from flops_fit.data.cats import cat_pictures
 from flops_fit.recipes.dit_cats import PRESETS, tiny_presets, training
 from flops_fit.study.training import Training, prepared
+from flops_fit.train.engine import TrainingRun
 
 FILE = Path(__file__).parent / "pilot.csv"
 LOOKS = 6
@@ -85,7 +86,8 @@ def of(data: str, setting: Setting, steps: int) -> Training:
 def run(data: str, setting: Setting) -> list[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        a_step = prepared(of(data, setting, PROBE), Path(folder))[1].flops / PROBE
+        trainer, spec, _ = prepared(of(data, setting, PROBE), Path(folder))
+        a_step = step_flops(TrainingRun(trainer.on(checkpoints=None, weights=None), spec))
         made = of(data, setting, max(round(setting.flops / a_step), LOOKS))
         trainer, spec, _ = prepared(made, Path(folder))
         found = trainer.on(checkpoints=None, weights=None, threads=1)(spec)

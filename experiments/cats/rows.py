@@ -12,6 +12,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from flops_fit.train.engine import TrainingRun
+from flops_fit.train.measure import count_flops
+
 Work = tuple[Callable[..., Sequence[Any]], tuple[Any, ...]]  # a function that gives rows, and its arguments
 
 
@@ -39,6 +42,12 @@ def work_off(file: Path, works: Sequence[Work], workers: int) -> None:
         for done in as_completed([pool.submit(function, *arguments) for function, arguments in works]):
             add(file, done.result())
             print(done.result()[-1], flush=True)
+
+
+def step_flops(run: TrainingRun) -> float:
+    """Of one step of a run in flight: loss, gradients and the optimiser's own products, which laws do not count."""
+    steps = run.steps()
+    return count_flops(lambda: next(steps))
 
 
 def spread(values: Sequence[float]) -> str:

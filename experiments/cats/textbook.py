@@ -68,6 +68,7 @@ class DiT(nn.Module):
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, classes: int) -> None:
         super().__init__()
         self.size, self.patch, self.side, self.classes = size, patch, size // patch, classes
+        self.half_in_training = False
         self.embed = nn.Conv2d(3, width, patch, patch)
         self.register_buffer("pos", positions(width, self.side))
         self.t_embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
@@ -90,6 +91,10 @@ class DiT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half_in_training and self.training):
+            return self._velocity(x, t, y).float()
+
+    def _velocity(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         h = self.embed(x).flatten(2).transpose(1, 2) + self.pos
         c = self.t_embed(timesteps(t)) + self.y_embed(y)
         for block in self.blocks:
@@ -125,6 +130,7 @@ def train(
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for done in range(1, steps + 1):
+        model.train()
         step(model, average, optimizer, *batch())
         if look is not None and (done % every == 0 or done == steps):
             look(done, model, average)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flops_fit.data.cats import CLASSES, OTHER
+from flops_fit.data.images import sides
 from flops_fit.data.pictures import Pictures
 from flops_fit.errors import InputError
 from flops_fit.models import weights
@@ -67,10 +69,34 @@ def test_pictures_of_any_size_and_their_mirror_images_are_told_alike(folder: Pat
 
 def test_no_picture_is_on_two_sides() -> None:
     """Weights and temperature are chosen by pictures that are neither trained on nor in the scores."""
-    sets = parts_of(colours(), "efficientnet-lite0")
-    seen = [{image.numpy().tobytes() for image in images.pixels} for images in sets]
-    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
-    assert sum(map(len, seen)) == EACH * len(CLASSES)
+    twice = colours()
+    doubled = replace(
+        twice, pixels=twice.pixels.repeat(2, 1, 1, 1), labels=np.tile(twice.labels, 2), splits=np.tile(twice.splits, 2)
+    )  # of every picture a copy, far from it
+    for pictures in (twice, doubled):
+        sets = parts_of(pictures, "efficientnet-lite0")
+        seen = [{image.numpy().tobytes() for image in images.pixels} for images in sets]
+        assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
+        assert sum(map(len, seen)) == EACH * len(CLASSES) and all(seen)
+
+
+def test_a_part_of_its_own_chooses_where_there_is_one() -> None:
+    """val beside test: training pictures train, all of them."""
+    drawn = colours()
+    order = {name: np.arange(len(drawn.labels)) % 7 == place for name, place in (("test", 6), ("val", 5))}
+    splits = np.where(order["test"], "test", np.where(order["val"], "val", "train"))
+    sets = parts_of(replace(drawn, splits=splits), "efficientnet-lite0")
+    for images, part in zip(sets, ("train", "val", "test"), strict=True):
+        assert torch.equal(images.pixels, drawn.pixels[torch.from_numpy(splits == part)])
+
+
+def test_data_for_testing_alone_train_nothing() -> None:
+    """val and test without train: all of them are held out."""
+    drawn = colours()
+    splits = np.where(np.arange(len(drawn.labels)) % 2 == 0, "test", "val")
+    train, held, _ = sides(replace(drawn, splits=splits))
+    assert not len(train) and len(held) == len(drawn.labels)
+    assert [len(images) for images in parts_of(replace(drawn, splits=splits), "resnet18")] == [0, 0, len(held)]
 
 
 def test_the_loss_is_that_of_both_heads_by_hand() -> None:

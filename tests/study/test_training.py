@@ -158,6 +158,32 @@ def test_a_fresh_start_uses_no_state_of_before(tmp_path: Path) -> None:
     assert not left.exists() and again.result.status == "ok" and (tmp_path / "journal-1.jsonl").exists()
 
 
+def test_a_fresh_start_is_judged_anew(tmp_path: Path) -> None:
+    """With the same settings too: the engine or the judges may have been mended since."""
+    train(training(), tmp_path, watch=Quiet())
+    mended = train(training(evaluate=lambda model: [replace(judged(model)[0], name="mended")]), tmp_path, watch=Quiet(),
+                   resume=False)  # fmt: skip
+    assert [metric.name for metric in mended.metrics] == ["mended"]
+    assert json.loads((tmp_path / METRICS).read_text())["metrics"].keys() == {"mended"}
+
+
+def test_a_run_whose_judge_fails_is_not_lost(tmp_path: Path) -> None:
+    """The best of several averages is chosen after the run; what follows may be done again, by itself."""
+    some = {"options": TrainOptions(device="cpu", looks=4, snapshots=8), "lengths": (0.05, 0.2), "choose": False}
+
+    def fails(model: nn.Module) -> list[Metric]:
+        raise MemoryError("no memory for the Gaussian")
+
+    whole = train(training(**some), tmp_path / "whole", watch=Quiet())
+    with pytest.raises(MemoryError, match="no memory"):
+        train(training(**some, evaluate=fails), tmp_path / "again", watch=Quiet())
+    again = train(training(**some), tmp_path / "again", watch=Quiet())
+    journal = (tmp_path / "again" / "journal.jsonl").read_text()
+    assert again.metrics == whole.metrics and journal.count('"kind":"run"') == 1
+    told = [json.loads((tmp_path / name / TRAINING).read_text())["best"] for name in ("whole", "again")]
+    assert told[0] == told[1] and told[0]["averages"].keys() == {"0.05", "0.2"}
+
+
 def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     train(training(), tmp_path, watch=Quiet())
     with pytest.raises(StudyMismatch):

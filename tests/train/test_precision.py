@@ -68,6 +68,17 @@ def test_a_killed_run_in_half_precision_goes_on_bit_identically(tmp_path: Path) 
     assert same(kept(spec()), one(spec()))
 
 
+def test_a_run_ends_in_the_precision_that_it_began_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured anew, a machine near the border or beside other work may say otherwise."""
+    monkeypatch.setattr(precision, "half_is_faster", lambda: True)
+    one = trainer(precision="fast")
+    kept, whole = one.on(checkpoints=tmp_path, checkpoint_seconds=0.0), one(spec())
+    killed_at(kept, spec(), 12)
+    monkeypatch.setattr(precision, "half_is_faster", lambda: False)
+    resumed = kept(spec())
+    assert same(resumed, whole) and resumed.environment["precision"] == HALF
+
+
 def test_studies_of_before_stay_what_they_were() -> None:
     assert "precision" not in TrainOptions().identity()
     assert TrainOptions(precision="fast").identity()["precision"] == "fast"

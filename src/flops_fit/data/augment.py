@@ -71,7 +71,8 @@ def cropped(images: Tensor) -> Tensor:
 
 
 def coloured(images: Tensor) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor of 1 - COLOUR to 1 + COLOUR; of normalised pixels."""
+    """Contrast and saturation by a factor of 1 - COLOUR to 1 + COLOUR each, brightness by as much added; of normalised
+    pixels."""
     brightness, contrast, saturation = (
         1 + COLOUR * (2 * torch.rand(len(images), 1, 1, 1) - 1) for _ in range(3)
     )

@@ -144,9 +144,12 @@ def image_sets(
 def sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
     """(indices to train on, indices held out, how they were parted). Data that are all for testing are all held out."""
     training = np.isin(pictures.splits, TRAINING)
+    testing = np.isin(pictures.splits, TESTING)
     held_name = next((name for name in TESTING if name in pictures.splits), None)
-    if held_name is not None and (training.any() or bool((pictures.splits == held_name).all())):
+    if held_name is not None and training.any():
         held, how = pictures.splits == held_name, f"{pictures.parted} ({held_name})"
+    elif testing.size and testing.all():
+        held, how = testing, pictures.parted
     else:
         training = training if training.any() else np.ones(len(pictures.splits), dtype=bool)
         low = by_hash(pictures.pixels, HELD_OUT).numpy()

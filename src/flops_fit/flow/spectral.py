@@ -19,6 +19,7 @@ from flops_fit.flow.paths import Path
 from flops_fit.flow.precondition import Around, gaussian_parts
 from flops_fit.flow.solvers import Velocity
 
+AT_ONCE = 256  # images
 LEAST = 1e-6  # of the mean variance: a frequency that the data do not know is not blown up further
 
 
@@ -51,10 +52,15 @@ class Spectrum(nn.Module):
             raise InputError(f"images: got shape {tuple(images.shape)}; allowed are {allowed}")
         check_finite("images", images)
         centre = images.mean(dim=0)  # (C, S, S)
-        flat = (images - centre).transpose(0, 1).flatten(1)  # (C, n S S)
-        self.colours.copy_(torch.linalg.eigh(flat @ flat.T).eigenvectors)
+        covariance = images.new_zeros(len(self.mean), len(self.mean))
+        for some in images.split(AT_ONCE):  # there may be no memory for a second copy
+            flat = (some - centre).transpose(0, 1).flatten(1)  # (C, n S S)
+            covariance += flat @ flat.T
+        self.colours.copy_(torch.linalg.eigh(covariance).eigenvectors)
         self.mean.copy_(self.there(centre[None])[0])
-        variances = torch.stack([(self.there(image[None])[0] - self.mean).square() for image in images]).mean(dim=0)
+        variances = torch.zeros_like(self.mean)
+        for some in images.split(AT_ONCE):
+            variances += (self.there(some) - self.mean).square().sum(dim=0) / len(images)
         typical = float(variances.mean())
         if not typical > 0:
             raise InputError("images: all of them are the same; give images that differ")

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flops_fit.data.augment import Augmented
-from flops_fit.data.batches import split_by_hash
 from flops_fit.data.cats import CLASSES, OTHER
-from flops_fit.data.images import Images, enough, sides
-from flops_fit.data.pictures import Pictures, decoded
+from flops_fit.data.images import Images, by_hash, enough, sides
+from flops_fit.data.pictures import TESTING, Pictures, decoded
 from flops_fit.errors import InputError
 from flops_fit.evaluate.accuracy import calibration_error, classification, confusion, per_class, temperature
 from flops_fit.evaluate.confusion import FILE as CONFUSION
@@ -36,7 +35,7 @@ KIND = "classifier"
 NEEDED = ("backbone", "classes", "image_size", "data", "data_hash")
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, arXiv 1512.00567)
 CAT_SHARE = 0.3  # of the loss: cat or not is learned sooner than the breed
-CALIBRATION = 0.1  # of the training pictures: they choose the best weights and the temperature, and train nothing
+CALIBRATION = 0.1  # of the training pictures: they choose weights and temperature, where no others are there for it
 AT_ONCE = 64
 SAID = 3  # classes that are told of a picture, in words
 
@@ -94,11 +93,11 @@ class CatClassifier(nn.Module):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) uint8 of any size -> (n, 3, S', S') float, as the network takes them."""
-        kind, size = BACKBONES[self.config["backbone"]], self.config["image_size"]
+        size = self.config["image_size"]
         x = pixels.float() / 255
         if x.shape[2:] != (size, size):
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (kind.mean, kind.std))
+        mean, std = (one.to(x)[:, None, None] for one in normalisation(self.config["backbone"]))
         return (x - mean) / std
 
     @classmethod
@@ -171,7 +170,7 @@ def training(
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         options=TrainOptions(
             warmup=0.05, decay=0.7, weight_decay=0.02, looks=10, learns_by=0.5, patience=patience,
-            heads_first=heads_first,
+            heads_first=heads_first, precision="fast",
         ),
         config=config, parts=parts, evaluate=judged, finish=finish, half=True,
     )  # fmt: skip
@@ -191,17 +190,32 @@ def origin(pretrained: bool | str) -> bool | str:
 
 
 def parts_of(pictures: Pictures, backbone: str) -> tuple[Images, Images, Images]:
-    """(to train on, to choose weights and temperature by, held out), normalised as the backbone wants them."""
+    """(to train on, to choose weights and temperature by, held out), normalised as the backbone wants them.
+
+    Where the data name two held-out parts, val beside test, the first chooses; else CALIBRATION of the training
+    pictures do, by the hash of their pixels, so that equal ones are on one side.
+    """
     if backbone not in BACKBONES:
         raise InputError.unknown("backbone", backbone, BACKBONES)
     known, held, _ = sides(pictures)
-    inside, outside = split_by_hash(len(known), CALIBRATION)
-    kind, labels = BACKBONES[backbone], torch.from_numpy(pictures.labels)
-    mean, std = torch.tensor(kind.mean), torch.tensor(kind.std)
+    spare = np.isin(pictures.splits, TESTING)
+    spare[torch.cat((held, known)).numpy()] = False
+    outside = torch.from_numpy(np.flatnonzero(spare))
+    inside = known
+    if not len(outside):
+        low = by_hash(pictures.pixels[known], CALIBRATION)
+        inside, outside = known[~low], known[low]
+    labels, scale = torch.from_numpy(pictures.labels), normalisation(backbone)
     train, calibration, held_out = (
-        Images(pictures.pixels[rows], labels[rows], mean, std) for rows in (known[inside], known[outside], held)
+        Images(pictures.pixels[rows], labels[rows], *scale) for rows in (inside, outside, held)
     )
     return train, calibration, held_out
+
+
+def normalisation(backbone: str) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (C,) each of pixels in 0..1 that a backbone wants."""
+    kind = BACKBONES[backbone]
+    return torch.tensor(kind.mean), torch.tensor(kind.std)
 
 
 def whole(config: Mapping[str, Any], model: nn.Module, calibration: Images) -> CatClassifier:

@@ -109,7 +109,7 @@ def _distances(generated: list[torch.Tensor], real: torch.Tensor, absent: dict[s
     """Of both sets (n, D) of samples to one set of real pictures (m, D)."""
     n = min(len(generated[0]), len(real))
     if n < FEWEST:
-        absent |= dict.fromkeys(("frechet", "kid"), f"{n} pictures: at least {FEWEST} say much")
+        absent |= dict.fromkeys(OF_SAMPLES[:2], f"{n} pictures: at least {FEWEST} say much")
         return []
     first, second, some = (mixed(rows)[:n] for rows in (*generated, real))
     return [

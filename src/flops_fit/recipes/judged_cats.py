@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flops_fit.data.cats import cat_pictures, sha256
-from flops_fit.data.images import sides
+from flops_fit.data.images import Images, sides, statistics
 from flops_fit.data.pictures import Pictures
 from flops_fit.errors import InputError, MissingExtra
 from flops_fit.evaluate.accuracy import class_score, confusion, per_class
@@ -31,8 +31,7 @@ from flops_fit.evaluate.sets import memorised, nearest
 from flops_fit.models import weights
 from flops_fit.models.classifier import Heads
 from flops_fit.recipes.cats import CatFlow
-from flops_fit.recipes.classifier import CatClassifier, cat_right, parts_of, scores
-from flops_fit.recipes.dit_cats import AUGMENTATIONS, image_pair
+from flops_fit.recipes.classifier import CatClassifier, cat_right, normalisation, scores
 from flops_fit.recipes.evaluation import FEWEST, Evaluation, Sampling
 
 WAYS = ("samples", "floor", "noise", "of_the_way")
@@ -179,16 +178,13 @@ def flow_judged(
 
 def flow_sets(flow: CatFlow, data: str) -> Sets:
     """Of the set that it was trained on the held-out pictures; of another one those that it names so, or all."""
-    pictures, augmentation = cat_pictures(data, flow.config["image_size"]), flow.config["augmentation"]
-    level = next(name for name, kind in AUGMENTATIONS.items() if kind == augmentation)
-
-    def trained_on() -> str:
-        return image_pair(pictures, AUGMENTATIONS[level], told=level == "full")[0].fingerprint
-
-    return _sets(data, pictures, trained_on, flow.config["data_hash"])
+    pictures = cat_pictures(data, flow.config["image_size"])
+    return _sets(data, pictures, statistics, flow.config.get("held_out_hash"))
 
 
-def _sets(data: str, pictures: Pictures, trained_on: Callable[[], str], data_hash: str) -> Sets:
+def _sets(data: str, pictures: Pictures, scale: Callable[[Tensor], tuple[Tensor, Tensor]], own: str | None) -> Sets:
+    """`scale`: training pixels -> mean and deviation (C,) that pictures were normalised by; `own`: the hash of those
+    that were held out, so normalised."""
     labels, (train, held, _), notes = torch.from_numpy(pictures.labels), sides(pictures), list[str]()
     every = Labelled(pictures.pixels, labels)
     if pictures.skipped:
@@ -197,10 +193,13 @@ def _sets(data: str, pictures: Pictures, trained_on: Callable[[], str], data_has
     held_out, which = Labelled(pictures.pixels[held], labels[held]), "held-out pictures"
     if known is None:
         which = "pictures, all of them named as held out"
-    elif trained_on() != data_hash and pictures.parted == "as given":
+    elif Images(*held_out, *scale(known.rows)).fingerprint == own:
+        pass
+    elif pictures.parted == "as given":
         which = "pictures that the data name as held out"
-        notes.append("these are not the data that it was trained on; their own part to train on stands for what it saw")
-    elif trained_on() != data_hash:
+        told = "it was held out from others, and may have been trained on some of these"
+        notes.append(f"{told}; the data's own part to train on stands for what it saw")
+    else:
         held_out, known, which = every, None, "pictures, held out only if it was not trained on them"
     if len(held_out.rows) < 2:
         raise InputError(f"--data: {data} has {len(held_out.rows)} pictures to judge by; give at least 2")
@@ -392,4 +391,5 @@ def classifier_sets(classifier: CatClassifier, data: str) -> Sets:
     """As `flow_sets`; of the set that it was trained on, what chose its weights is on neither side."""
     config = classifier.config
     pictures = cat_pictures(data, config["image_size"])
-    return _sets(data, pictures, lambda: parts_of(pictures, config["backbone"])[0].fingerprint, config["data_hash"])
+    scale = normalisation(config["backbone"])
+    return _sets(data, pictures, lambda _: scale, config.get("held_out_hash"))

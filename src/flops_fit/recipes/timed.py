@@ -10,6 +10,7 @@ The home of onnxruntime.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -111,7 +112,7 @@ class Benchmark:
     item: str  # what there is a number of a second
     model_sha256: str  # of weights and config
     parameters: int
-    files: Mapping[str, int]  # bytes
+    files: Mapping[str, Mapping[str, Any]]  # bytes and sha256 of each
     sampling: Mapping[str, Any]  # method and steps of the solver, and what else; empty where nothing is sampled
     machine: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -122,14 +123,15 @@ class Benchmark:
     def to_dict(self) -> dict[str, Any]:
         return {
             "bundle": self.bundle, "kind": self.kind, "item": self.item, "model_sha256": self.model_sha256,
-            "parameters": self.parameters, "files": dict(self.files), "sampling": dict(self.sampling),
+            "parameters": self.parameters, "files": {name: dict(told) for name, told in self.files.items()},
+            "sampling": dict(self.sampling),
             "machine": dict(self.machine), "timings": [row.to_json() for row in self.rows],
             "peak_memory_bytes": self.peak_memory_bytes, "absent": dict(self.absent), "notes": list(self.notes),
         }  # fmt: skip
 
     def __str__(self) -> str:
         at = self.machine
-        size = self.files[weights.WEIGHTS] / 1e6
+        size = self.files[weights.WEIGHTS]["bytes"] / 1e6
         lines = [
             f"{self.bundle}: {self.parameters:,} parameters, weights of {size:.1f} MB, {self.model_sha256[:12]}",
             f"{at['name']}, threads: {at['threads']}, load before: {at['load']:.1f}, torch {at['torch']}",
@@ -197,10 +199,15 @@ def benchmark(
     return Benchmark(
         bundle=bundle, kind=name, item=kind.item, model_sha256=weights.digest(folder),
         parameters=sum(p.numel() for p in _module(loaded).parameters()),
-        files={path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()},
+        files={path.name: _named(path) for path in sorted(folder.iterdir()) if path.is_file()},
         sampling=sampling, machine=machine, rows=tuple(turns.rows), peak_memory_bytes=turns.peak,
         absent=turns.absent | turns.too_few(), notes=notes,
     )  # fmt: skip
+
+
+def _named(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 class _Turns:

@@ -42,6 +42,7 @@ from flops_fit.train.options import Look, Placement, Show, TrainOptions
 PROBE_SAMPLES = 2
 KEPT = "kept"  # folder of the run's own weights
 METRICS, TRAINING = "metrics.json", "training.json"
+AVERAGED = "averaged"  # beside what the run kept: the best of averages of several lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +106,12 @@ def train(
     with opened as journal:
         if not resume:
             Checkpoints(folder / CHECKPOINTS).clear()
+            shutil.rmtree(folder / KEPT / spec.key, ignore_errors=True)
         known = {name: trainer.held_out_loss(baseline) for name, baseline in training.baselines.items()}
         with Beacon(folder, watch, page=False) as beacon:
             [result] = work_off(journal, [spec], InlineExecutor(), trainer.on(look=_told(known, beacon)), beacon)
             beacon.phase("fitting")
-            metrics = _bundle(training, trainer, result, folder, known)
+            metrics = _bundle(training, trainer, result, folder, known, anew=not resume)
             if not result.ok:
                 raise FitError(f"{training.name}: {result.reason}; {_after_failure(folder, result)}")
     return Trained(folder, result, metrics)
@@ -225,13 +227,14 @@ def prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[s
 
 
 def _bundle(
-    training: Training, trainer: Trainer, result: RunResult, folder: Path, known: Mapping[str, float] | None = None
-) -> tuple[Metric, ...]:
+    training: Training, trainer: Trainer, result: RunResult, folder: Path, known: Mapping[str, float] | None = None,
+    *, anew: bool = False,
+) -> tuple[Metric, ...]:  # fmt: skip
     """The best weights, evaluated, and everything that says where they come from; none of a run that failed.
 
     training.json is written last and taken away first: where it is, all files of the bundle are of that run.
     """
-    kept = _kept(folder, result)
+    kept = None if anew else _kept(folder, result)
     if kept is not None:
         return kept
     if not result.ok:
@@ -259,10 +262,13 @@ def _best_weights(training: Training, trainer: Trainer, result: RunResult, model
     """Into the model: what its looks kept, or the best of averages of some lengths at its end. Says which."""
     kept = trainer.placement.weights
     assert kept is not None
-    tensors, about = weights.read(kept / (BEST if training.choose else LAST))
-    weights.fill(model, tensors, str(kept))
     whole = result.tokens == result.spec.tokens  # one that ended early has its best behind it
-    if not training.lengths or not whole:
+    among = bool(training.lengths) and whole
+    chosen = among and (kept / AVERAGED / weights.CONFIG).exists()  # its weights were written before
+    name = AVERAGED if chosen else BEST if training.choose else LAST
+    tensors, about = weights.read(kept / name)
+    weights.fill(model, tensors, str(kept))
+    if chosen or not among:
         return about
     last, tried = result.spec.steps, dict[str, float]()
     averages = {f"{length:g}": averaged_after(kept, last, length) for length in training.lengths}
@@ -271,8 +277,10 @@ def _best_weights(training: Training, trainer: Trainer, result: RunResult, model
         tried[name] = trainer.held_out_loss(model)
     best = min(tried, key=lambda name: tried[name])
     weights.fill(model, averages[best], f"average of {best}")
-    shutil.rmtree(kept / SNAPSHOTS)  # two copies of the model for each
-    return {"step": last, "held_out_loss": tried[best], "length": float(best), "averages": tried}
+    about = {"step": last, "held_out_loss": tried[best], "length": float(best), "averages": tried}
+    weights.save(kept / AVERAGED, model.state_dict(), about)  # what comes next may fail, and is then done again
+    shutil.rmtree(kept / SNAPSHOTS, ignore_errors=True)  # two copies of the model for each
+    return about
 
 
 def _forget(folder: Path) -> None:

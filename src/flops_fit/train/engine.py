@@ -87,7 +87,7 @@ class Trainer:
             trainer = trainer.on(micro_batch=-(-min(micro, spec.batch_size) // 2))
 
     def held_out_loss(self, model: nn.Module) -> float:
-        """Of a model on the CPU, in float32; on the CPU it is what a look during the run would have told."""
+        """Of a model on the CPU, in float32: what a look during such a run would have told."""
         model.eval()
         total = count = 0.0
         at_once = min(EVALUATION_BATCH, self.placement.micro_batch or EVALUATION_BATCH)
@@ -345,6 +345,7 @@ class TrainingRun:
         if "diverged" in state:
             self.stopped = self._became(state["diverged"])
             return
+        self.precision = state.get("precision", self.precision)  # as it began, whatever this machine is faster at
         load_states(self.model, self.optimizer, state, self.ranks)
         self.keeper.restore(state["kept"], own=own)
         set_random_state(state["random"][self.ranks.rank], self.device)
@@ -354,7 +355,8 @@ class TrainingRun:
         held: State = {"diverged": diverged}
         if diverged is None:  # every rank takes part, the first one writes
             own = self.ranks.gather(random_state(self.device))
-            held = {**states(self.model, self.optimizer, self.ranks), "random": own, "kept": self.keeper.state()}
+            held = {**states(self.model, self.optimizer, self.ranks), "random": own, "kept": self.keeper.state(),
+                    "precision": self.precision}  # fmt: skip
         if self.ranks.rank == 0:
             self.checkpoints.save(self.spec, {
                 **held, "place": self.place, "step": self.step, "executed": self.executed, "untrained": self.untrained,
