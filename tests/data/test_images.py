@@ -20,7 +20,7 @@ from torch import Tensor
 from contracts.source import SourceContract
 from flops_fit.data.batches import MapSource, prepare, seeded
 from flops_fit.data.images import SHIFT, Augment, Images, ImageSets, image_sets, mirrored
-from flops_fit.data.pictures import SHAPES, drawn_shapes, read, sheet, write_png
+from flops_fit.data.pictures import SHAPES, _square, drawn_shapes, read, sheet, write_png
 from flops_fit.errors import InputError, MissingExtra
 
 FLOAT = 1e-6   # float32 means of a few thousand bytes, and one multiply-add a pixel
@@ -188,6 +188,17 @@ def broken_table(path: Path, broken: int, count: int = 300) -> Path:
             "split": ["test" if i % 3 else "train" for i in range(count)]}  # fmt: skip
     parquet.write_table(arrow.table(rows), path)
     return path
+
+
+def test_halves_are_rounded_up_when_resized() -> None:
+    """Half of the size by the triangle of Pillow and torch: (1, 3, 3, 1) / 8 along each side, in whole numbers. Where
+    halves fell as the last digits of a machine have it, data would not be known by their hash on another."""
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    triangle = torch.tensor([1, 3, 3, 1])
+    windows = pixels[:, :, 1:, 1:].long().unfold(2, 4, 2).unfold(3, 4, 2)  # (4, 3, 14, 14, 4, 4): those that are whole
+    exact = (windows * triangle[:, None] * triangle).sum(dim=(4, 5))  # 64 times as large
+    assert bool((exact % 64 == 32).any())
+    assert torch.equal(_square(pixels, 16)[:, :, 1:-1, 1:-1], ((exact + 32) // 64).byte())
 
 
 def test_a_few_corrupt_images_are_left_out_and_counted(tmp_path: Path) -> None:

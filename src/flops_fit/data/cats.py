@@ -59,7 +59,7 @@ WHOLE_LIST = "list.txt"
 SPECIES = {"1": True, "2": False}  # in the lists: whether it is a cat
 SIZE = 64           # pixels a side, where nothing else is asked for
 KEPT_FROM = 500     # images, whose pixels are kept: to decode so many takes longer than to read them
-FORMAT = 1          # of what is kept; another one is made anew
+FORMAT = 2          # of what is kept; another one is made anew
 NAMED = 3           # skipped images that a message names
 ALLOWED = (
     "the folder that `flops-fit data get cats` makes (or another with images/, and annotations/ or not), a folder with "

@@ -30,6 +30,7 @@ from flops_fit.errors import InputError, MissingExtra
 
 MOST_CORRUPT = 0.01  # of the images; above it the data are at fault
 TRAINING = ("train", "training")
+UP = 1e-9  # halves are rounded up on every machine, whichever way its last digits err: data are known by their hash
 TESTING = ("test", "val", "valid", "validation")
 AT_ONCE = 256        # images that a thread decodes before it asks for more
 TOLD_FROM = 4 * AT_ONCE  # images, of which a terminal shows how many are decoded
@@ -305,8 +306,8 @@ def _square(pixels: Tensor, size: int) -> Tensor:
     pixels = pixels[..., top : top + side, left : left + side]
     if side == size:
         return pixels
-    resized = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).byte()
+    resized = F.interpolate(pixels.double(), size=(size, size), mode="bilinear", antialias=True)
+    return (resized + UP).round().clamp(0, 255).byte()
 
 
 # --- CIFAR-10's own files -------------------------------------------------------------------------------------------
