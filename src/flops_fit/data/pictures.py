@@ -30,6 +30,7 @@ from flops_fit.errors import InputError, MissingExtra
 
 MOST_CORRUPT = 0.01  # of the images; above it the data are at fault
 TRAINING = ("train", "training")
+TOGETHER = 64  # images that are resized at once
 UP = 1e-9  # halves are rounded up on every machine, whichever way its last digits err: data are known by their hash
 TESTING = ("test", "val", "valid", "validation")
 AT_ONCE = 256        # images that a thread decodes before it asks for more
@@ -306,8 +307,11 @@ def _square(pixels: Tensor, size: int) -> Tensor:
     pixels = pixels[..., top : top + side, left : left + side]
     if side == size:
         return pixels
-    resized = F.interpolate(pixels.double(), size=(size, size), mode="bilinear", antialias=True)
-    return (resized + UP).round().clamp(0, 255).byte()
+    found = torch.empty(*pixels.shape[:2], size, size, dtype=torch.uint8)
+    for some, into in zip(pixels.split(TOGETHER), found.split(TOGETHER), strict=True):
+        resized = F.interpolate(some.double(), size=(size, size), mode="bilinear", antialias=True)
+        into.copy_((resized + UP).round().clamp(0, 255))
+    return found
 
 
 # --- CIFAR-10's own files -------------------------------------------------------------------------------------------
