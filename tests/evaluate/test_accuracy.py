@@ -22,6 +22,7 @@ from flops_fit.evaluate.accuracy import (
     class_score,
     classification,
     confusion,
+    line_of_odds,
     negative_log_likelihood,
     per_class,
     temperature,
@@ -209,6 +210,43 @@ def test_temperatures_without_end_end() -> None:
     assert temperature(-100 * right, labels) == TEMPERATURES[1]
     assert temperature(torch.zeros(4, 3), labels) == 1.0  # nothing is known, whatever it is divided by
     assert temperature(5000 * right, labels) == 1.0  # nothing is left to win
+
+
+@settings(deadline=None, max_examples=25)
+@given(SEEDS, st.floats(0.1, 10), st.floats(-3, 3))
+def test_no_other_line_is_better(seed: int, slope: float, offset: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(80, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(80, generator=generator) < torch.sigmoid(slope * z + offset)).long()
+    yes = int(labels.sum())
+    targets = torch.where(labels == 1, (yes + 1) / (yes + 2), 1 / (80 - yes + 2)).double()
+
+    def loss_of(a: float, b: float) -> float:
+        return float(torch.nn.functional.binary_cross_entropy_with_logits(a * z + b, targets))
+
+    a, b = line_of_odds(z, labels)
+    for da, db in ((0.01, 0.0), (-0.01, 0.0), (0.0, 0.01), (0.0, -0.01)):
+        assert loss_of(a, b) < loss_of(a + da, b + db)
+    scaled = line_of_odds(3 * z - 2, labels)  # a line of a line
+    assert (3 * scaled[0], scaled[1] - 2 * scaled[0]) == pytest.approx((a, b), abs=1e-5)  # the gradient ends at 1e-10
+
+
+def test_odds_of_many_rows_are_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(40_000, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(40_000, generator=generator) < torch.sigmoid(2 * z - 1)).long()
+    assert line_of_odds(z, labels) == pytest.approx((2, -1), abs=0.1)  # four standard errors
+
+
+def test_lines_that_have_no_end_without_doubt() -> None:
+    z, labels = torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([0, 0, 1, 1])
+    a, b = line_of_odds(z, labels)
+    assert 0 < a < math.inf and b == pytest.approx(0, abs=1e-6)
+    assert line_of_odds(torch.ones(4), labels)[0] == 1.0
+    slope, offset = line_of_odds(z, torch.ones(4, dtype=torch.int64))  # one class alone: as likely as it was seen
+    assert torch.sigmoid(slope * z + offset) == pytest.approx(torch.full((4,), 5 / 6), abs=1e-6)
+    with pytest.raises(InputError, match=r"logits: got shape \(4, 1\)"):
+        line_of_odds(z[:, None], labels)
 
 
 # --- class score ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Classifiers by their logits (n, K): how often right, how sure, and how rightly sure (docs/math.md, V10 to V13)."""
+"""Classifiers by their logits (n, K): how often right, how sure, and how rightly sure (docs/math.md, V10 to V14)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import log_softmax, softmax
+from scipy.optimize import brentq, minimize
+from scipy.special import expit, log_softmax, softmax
 from torch import Tensor
 
 from flops_fit.errors import InputError
@@ -17,6 +18,7 @@ from flops_fit.flow.loss import check_finite
 
 BINS = 15  # of the calibration error, as in Guo et al.
 TEMPERATURES = (0.01, 100.0)  # cosines as logits need .01 (CLIP); what needs more than these is no classifier
+GRADIENT = 1e-10  # of a mean loss along a line of unit logits, at which it is at its least
 SCORE_DRAWS = 400  # each takes a mean of all probabilities
 
 Rows = NDArray[np.int64]
@@ -124,6 +126,30 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     if slope(high) >= 0:
         return TEMPERATURES[1]
     return math.exp(brentq(slope, low, high))
+
+
+def line_of_odds(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """(a, b) for which sigmoid(a z + b) tells yes from no best, of logits z (n,) and labels (n,) of 0 or 1 (V14; Platt
+    1999, section 2.2). Finite where all rows are right too, since no answer counts as quite sure; (1, b) where all
+    logits are equal. Fit it on rows that no score is taken of.
+    """
+    if logits.ndim != 1:
+        raise InputError(f"logits: got shape {tuple(logits.shape)}; allowed are (n,)")
+    scores, truth = _checked(torch.stack((torch.zeros_like(logits), logits), dim=1), labels)
+    z, yes = scores[:, 1], int(truth.sum())
+    target = np.where(truth == 1, (yes + 1) / (yes + 2), 1 / (len(truth) - yes + 2))
+    centre, unit = float(z.mean()), float(z.std()) or 1.0
+    x = np.stack(((z - centre) / unit, np.ones(len(z))))  # (2, n)
+
+    def loss(line: Floats) -> float:
+        return float((np.logaddexp(0, line @ x) - target * (line @ x)).mean())
+
+    found = minimize(
+        loss, np.zeros(2), method="trust-exact", jac=lambda line: x @ (expit(line @ x) - target) / len(z),
+        hess=lambda line: (x * expit(line @ x) * expit(-(line @ x))) @ x.T / len(z), options={"gtol": GRADIENT},
+    )  # fmt: skip
+    slope = float(found.x[0]) / unit if np.ptp(z) else 1.0
+    return slope, float(found.x[1]) - slope * centre
 
 
 def class_score(logits: Tensor) -> Metric:

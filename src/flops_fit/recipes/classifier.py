@@ -22,7 +22,14 @@ from flops_fit.data.cats import CLASSES, OTHER
 from flops_fit.data.images import Images, by_hash, enough, sides
 from flops_fit.data.pictures import TESTING, Pictures, decoded
 from flops_fit.errors import InputError
-from flops_fit.evaluate.accuracy import calibration_error, classification, confusion, per_class, temperature
+from flops_fit.evaluate.accuracy import (
+    calibration_error,
+    classification,
+    confusion,
+    line_of_odds,
+    per_class,
+    temperature,
+)
 from flops_fit.evaluate.confusion import FILE as CONFUSION
 from flops_fit.evaluate.confusion import confusion_svg
 from flops_fit.evaluate.metric import Metric, share_of
@@ -69,18 +76,19 @@ class Telling:
 
 
 class CatClassifier(nn.Module):
-    """A trained classifier with its normalisation and temperature. Its config says what it is."""
+    """A trained classifier with its normalisation and calibration. Its config says what it is."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = dict(config)
         self.network = Classifier(config["backbone"], len(config["classes"]))
         self.register_buffer("temperature", torch.ones(()))  # of the breed logits (V12)
+        self.register_buffer("line", torch.tensor((1.0, 0.0)))  # slope and offset of the cat logits (V14)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Heads:
         """Of pictures (n, 3, S, S) uint8 of any size: breed logits over the temperature (n, K); cat logits (n,), the
-        mean of the head's and the breeds'. Each is the mean of the picture's and its mirror image's."""
+        mean of the head's and the breeds' along the line. Each is the mean of the picture's and its mirror image's."""
         breeds, cats = [], []
         for some in pixels.split(AT_ONCE):
             x = self.normalised(some)
@@ -89,7 +97,8 @@ class CatClassifier(nn.Module):
             cats.append((straight.cat + mirrored.cat) / 2)
         logits = torch.cat(breeds) / cast(Tensor, self.temperature)
         odds = logits[:, :OTHER].logsumexp(dim=1) - logits[:, OTHER]  # what the breeds say of being a cat
-        return Heads(logits, (torch.cat(cats) + odds) / 2)
+        slope, offset = cast(Tensor, self.line)
+        return Heads(logits, slope * (torch.cat(cats) + odds) / 2 + offset)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) uint8 of any size -> (n, 3, S', S') float, as the network takes them."""
@@ -219,11 +228,13 @@ def normalisation(backbone: str) -> tuple[Tensor, Tensor]:
 
 
 def whole(config: Mapping[str, Any], model: nn.Module, calibration: Images) -> CatClassifier:
-    """The bundle of a trained model, its temperature fitted on pictures that it was not trained on."""
+    """The bundle of a trained model, calibrated by pictures that it was not trained on."""
     made = CatClassifier(config)
     made.network.load_state_dict(model.state_dict())
     made.eval()
     cast(Tensor, made.temperature).fill_(temperature(made(calibration.pixels).breeds, calibration.labels))
+    line = line_of_odds(made(calibration.pixels).cat, (calibration.labels != OTHER).long())
+    cast(Tensor, made.line).copy_(torch.tensor(line))
     return made
 
 
