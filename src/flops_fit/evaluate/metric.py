@@ -98,7 +98,8 @@ def share_of(name: str, hits: NDArray[np.bool_]) -> Metric:
     n, share = len(hits), float(np.mean(hits))
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * (share * (1 - share) / n + Z**2 / (4 * n**2)) ** 0.5
-    return Metric(name=name, value=share, lo=min(max(0.0, middle - half), share), hi=max(min(1.0, middle + half), share), n=n)
+    lo, hi = max(0.0, middle - half), min(1.0, middle + half)
+    return Metric(name=name, value=share, lo=min(lo, share), hi=max(hi, share), n=n)  # rounding may put it outside
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
