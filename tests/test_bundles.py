@@ -65,6 +65,7 @@ def test_the_classifier_knows_what_cats_the_generator_was_asked_for() -> None:
     right = judge(flow.sample(labels, seed=1)).breeds.argmax(dim=1) == labels
     assert int(right.sum()) >= 5  # of 8; by chance one in 8,000 has as many
     told = json.loads((weights.located("cats-64") / METRICS).read_text())["metrics"]
+    assert told["loss"]["hi"] < 0.8 * told["loss_spectral"]["lo"]  # from which it begins
     assert told["loss"]["hi"] < 0.72 * told["loss_gaussian"]["lo"]
 
 

@@ -36,7 +36,7 @@ from flops_fit.train.precision import HALF, precision_of
 FILE = Path(__file__).parent / "against.csv"
 SIZE, BATCH, SEEDS = 32, 64, (0, 1, 2)
 STEPS = 1000  # of the textbook's
-LOOKS = 10
+LOOKS = 4
 RATES = (1e-4, 3e-4, 1e-3)  # the paper's, and higher ones: it had 256 pictures a step and 400,000 steps
 SHARES = (0.1, 0.2, 0.4)  # of the textbook's steps that ours take; Muon makes a step of ours dearer
 

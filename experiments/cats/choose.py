@@ -35,7 +35,7 @@ from flops_fit.recipes.judged_cats import (
 )  # fmt: skip
 
 FILE = Path(__file__).parent / "choose.csv"
-SAMPLES, SEED = 195, 7  # fifteen of each class; `evaluate` begins with seed 0
+SAMPLES, SEED = 195, 7  # classes in the shares of the data; `evaluate` begins with seed 0
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from flops_fit.recipes.sentences import SentenceFlow
 
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
-Steps = Annotated[int | None, typer.Option(min=1, help="of the solver, default 20; dopri5 finds its own")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="of the solver; default: the bundle's, else 20; dopri5 finds its own")
+]
 Until = Annotated[
     float | None, typer.Option(help="of sentences: time at which they are read; before 1 there is noise on them")
 ]
-Method = Annotated[str | None, typer.Option(help="solver: euler, midpoint, heun (default), rk4 or dopri5")]
+Method = Annotated[
+    str | None, typer.Option(help="solver: euler, midpoint, heun, rk4 or dopri5; default: the bundle's, else heun")
+]
 Guided = Annotated[float | None, typer.Option(help="of pictures towards their class; 1: none; default: the bundle's")]
 Extractor = Annotated[
     str | None,
