@@ -32,7 +32,7 @@ from flops_fit.recipes.judged_cats import (
     of_classifier,
     of_features,
     opened,
-)  # fmt: skip
+)
 
 FILE = Path(__file__).parent / "choose.csv"
 SAMPLES, SEED = 195, 7  # classes in the shares of the data; `evaluate` begins with seed 0

@@ -30,9 +30,9 @@ from flops_fit.errors import InputError, MissingExtra
 
 MOST_CORRUPT = 0.01  # of the images; above it the data are at fault
 TRAINING = ("train", "training")
-TOGETHER = 64  # images that are resized at once
-UP = 1e-9  # halves are rounded up on every machine, whichever way its last digits err: data are known by their hash
 TESTING = ("test", "val", "valid", "validation")
+UP = 1e-9  # halves are rounded up on every machine, whichever way its last digits err: data are known by their hash
+RESIZED_AT_ONCE = 64  # images, in float64
 AT_ONCE = 256        # images that a thread decodes before it asks for more
 TOLD_FROM = 4 * AT_ONCE  # images, of which a terminal shows how many are decoded
 LEAST_SIDE = 8       # pixels of a photograph
@@ -308,7 +308,7 @@ def _square(pixels: Tensor, size: int) -> Tensor:
     if side == size:
         return pixels
     found = torch.empty(*pixels.shape[:2], size, size, dtype=torch.uint8)
-    for some, into in zip(pixels.split(TOGETHER), found.split(TOGETHER), strict=True):
+    for some, into in zip(pixels.split(RESIZED_AT_ONCE), found.split(RESIZED_AT_ONCE), strict=True):
         resized = F.interpolate(some.double(), size=(size, size), mode="bilinear", antialias=True)
         into.copy_((resized + UP).round().clamp(0, 255))
     return found

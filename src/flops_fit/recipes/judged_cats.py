@@ -388,7 +388,7 @@ def classifier_judged(bundle: str, classifier: CatClassifier, data: str) -> tupl
 
 
 def classifier_sets(classifier: CatClassifier, data: str) -> Sets:
-    """As `flow_sets`; of the set that it was trained on, what chose its weights is on neither side."""
+    """As `flow_sets`; what chose its weights is never among what is held out."""
     config = classifier.config
     pictures = cat_pictures(data, config["image_size"])
     scale = normalisation(config["backbone"])
