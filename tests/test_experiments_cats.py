@@ -93,7 +93,7 @@ def test_the_comparison_tells_who_is_lower_at_which_share_of_the_flops(
     data: str, script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     against = script("against")  # type: ignore[operator]
-    few = {"BATCH": 4, "STEPS": 20, "LOOKS": 2, "SEEDS": (0,), "RATES": (1e-3,), "SHARES": (0.1, 0.5)}
+    few = {"BATCH": 4, "STEPS": 20, "SEEDS": (0,), "RATES": (1e-3,), "FAR_RATES": (), "SHARES": (0.1, 0.5)}
     for name, value in few.items():
         monkeypatch.setattr(against, name, value)
     threads = torch.get_num_threads()

@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """`forward(x (B, 3, S, S), t (B,), y (B,)) -> (B, 3, S, S)`; y is `classes` for none."""
+    """`forward(x (B, 3, S, S), t (B,), labels (B,)) -> (B, 3, S, S)`; the label is `classes` for none."""
 
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int, classes: int) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ class DiT(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half_in_training and self.training):
-            return self._velocity(x, t, y).float()
+            return self._velocity(x, t, labels).float()
 
     def _velocity(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         h = self.embed(x).flatten(2).transpose(1, 2) + self.pos
@@ -122,16 +122,11 @@ def step(model: DiT, average: nn.Module, optimizer: torch.optim.Optimizer, x: Te
             kept.lerp_(now, 1 - EMA)
 
 
-def train(
-    model: DiT, batch: Callable[[], tuple[Tensor, Tensor]], steps: int, lr: float = LR,
-    look: Callable[[int, nn.Module, nn.Module], None] | None = None, every: int = 1000,
-) -> nn.Module:  # fmt: skip
-    """The model, trained in place; returns its average. `look` sees (step, model, average)."""
+def train(model: DiT, batch: Callable[[], tuple[Tensor, Tensor]], steps: int, lr: float = LR) -> nn.Module:
+    """The model, trained in place; returns its average."""
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    for done in range(1, steps + 1):
-        model.train()
+    model.train()
+    for _ in range(steps):
         step(model, average, optimizer, *batch())
-        if look is not None and (done % every == 0 or done == steps):
-            look(done, model, average)
     return average
