@@ -94,15 +94,16 @@ def test_the_comparison_tells_who_is_lower_at_which_share_of_the_flops(
 ) -> None:
     against = script("against")  # type: ignore[operator]
     few = {"BATCH": 4, "STEPS": 20, "SEEDS": (0,), "RATES": (1e-3,), "FAR_RATES": (), "SHARES": (0.1, 0.5)}
+    few |= {"AROUND": ("none",)}
     for name, value in few.items():
         monkeypatch.setattr(against, name, value)
     threads = torch.get_num_threads()
-    for function, _, seed, lr, steps in against.wanted():
-        sys.modules["rows"].add(against.FILE, function(data, seed, lr, steps))
+    for function, _, *rest in against.wanted():
+        sys.modules["rows"].add(against.FILE, function(data, *rest))
     torch.set_num_threads(threads)
     against.show()
     out = capsys.readouterr().out
     assert "lr 0.001, weights averaged" in out and "lower in" in out
-    few, half = (float(line.split()[0]) for line in out.splitlines() if "of the FLOPs" in line)
+    few, half = (float(line.split()[3]) for line in out.splitlines() if "of the FLOPs" in line)
     assert half == pytest.approx(5 * few, abs=0.003)  # a step is a step; both are printed to three places
     assert half > 0.5  # the networks are of one size, and Muon's products count

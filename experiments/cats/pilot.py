@@ -44,12 +44,12 @@ class Setting:
 
 
 SETTINGS = (
+    *(Setting(flops=1e14, hidden=160, patch=4, precondition=kind) for kind in ("residual", "none")),  # tinydit-64
     Setting(),
     *(Setting(precondition=kind) for kind in ("unit", "spectral", "none")),
     Setting(precondition="none", predicts="data"), *(Setting(optimizer="adamw", lr=lr) for lr in (1e-3, 2e-3)),
     *(Setting(lr=lr) for lr in (2e-3, 8e-3)), Setting(times="uniform"), Setting(augmentation="full"),
-    Setting(skips=False), Setting(patch=4),
-    Setting(hidden=64, heads=2), Setting(hidden=96, heads=3), Setting(hidden=192, heads=6),
+    Setting(skips=False), Setting(hidden=64, heads=2), Setting(hidden=192, heads=6), Setting(patch=4),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -187,14 +187,27 @@ def decoded(encoded: Sequence[bytes | Path], size: int, photographs: bool = Fals
             else:
                 pixels[i] = image
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with warnings.catch_warnings(), _workers() as workers:
         if photographs:
             warnings.filterwarnings("ignore", module="PIL")  # of metadata that are not read
             warnings.filterwarnings("error", category=pillow.Image.DecompressionBombWarning)
         starts = range(0, len(encoded), AT_ONCE)
-        _shown(threads.map(decode, starts), len(starts), len(encoded))
+        _shown(workers.map(decode, starts), len(starts), len(encoded))
     kept = [i for i in range(len(encoded)) if i not in broken]
     return pixels[kept] if broken else pixels, dict(sorted(broken.items()))
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many as there are cores, torch on one thread in each: teams of threads would stand in one another's way."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)
+        ) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(before)  # a thread's number becomes that of threads begun later
 
 
 def _pillow() -> Any:
