@@ -3,8 +3,9 @@
     python experiments/cats/pilot.py train --data FILE.parquet      every run, two at a time; finished ones stay
     python experiments/cats/pilot.py show                           the table, of pilot.csv
 
-Runs of equal FLOPs, the optimiser's products among them, 64 pictures a step, the rate falling to zero over the last
-third, one seed; the last weights, not averaged. What differs from the first setting is what a row is about.
+Runs of equal FLOPs, the optimiser's products among them (five times as many for the network that is shipped), 64
+pictures a step, the rate falling to zero over the last third, one seed; the last weights, not averaged. What differs
+from `Setting()` is what a row is about.
 """
 
 from __future__ import annotations
