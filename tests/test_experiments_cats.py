@@ -65,7 +65,7 @@ def test_a_pilot_is_a_row_of_its_table(
     sys.modules["rows"].add(pilot.FILE, rows)
     pilot.show()
     out = capsys.readouterr().out
-    assert rows[0].loss < rows[0].untrained and f"{rows[0].loss:.4f}" in out and "Gaussian along frequencies" in out
+    assert rows[0].loss < rows[0].untrained and f"{rows[0].loss:.4f}" in out and f"{rows[0].gaussian:.4f}" in out
 
 
 def test_what_is_chosen_is_what_is_sampled_by(
@@ -93,9 +93,9 @@ def test_the_comparison_tells_who_is_lower_at_which_share_of_the_flops(
     data: str, script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     against = script("against")  # type: ignore[operator]
-    few = {"BATCH": 4, "STEPS": 20, "SEEDS": (0,), "RATES": (1e-3,), "FAR_RATES": (), "SHARES": (0.1, 0.5)}
-    few |= {"AROUND": ("none",)}
-    for name, value in few.items():
+    small = {"BATCH": 4, "STEPS": 20, "SEEDS": (0,), "RATES": (1e-3,), "FAR_RATES": (), "SHARES": (0.1, 0.5)}
+    small |= {"AROUND": ("none",)}
+    for name, value in small.items():
         monkeypatch.setattr(against, name, value)
     threads = torch.get_num_threads()
     for function, _, *rest in against.wanted():

@@ -17,7 +17,7 @@ from flops_fit.flow.solvers import Velocity, solve
 
 TIMES = 40  # midpoints of equal slices of [0, 1]
 BANDS = 10  # of time, in tables
-AT_ONCE = 2**18  # numbers of data that are predicted together: what is made of more leaves the caches
+AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,12 @@ def held_out_losses(
     generator = torch.Generator().manual_seed(seed)
     times = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
     found: dict[str, list[Tensor]] = {name: [] for name in velocities}
-    at_once = max(1, AT_ONCE // max(1, data[:1].numel()))  # rows
     for time in times:
         noise = torch.randn(data.shape, generator=generator).to(data)
         for name in velocities:
             found[name].append(torch.empty(len(data), dtype=torch.float64))
-        for start in range(0, len(data), at_once):
-            rows = slice(start, start + at_once)
+        for start in range(0, len(data), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
             point = path.point(noise[rows], data[rows], time.to(data).expand(len(data[rows])))
             known = {name: values[rows] for name, values in (conditions or {}).items()}
             for name, velocity in velocities.items():
