@@ -68,6 +68,7 @@ class Training:
     evaluate: Callable[[nn.Module], Sequence[Metric]] | None = None
     finish: Callable[[Path], None] | None = None  # writes what else belongs in the bundle
     micro_batch: int | None = None  # samples that go through the model at once; gradients add up to the whole batch
+    compiled: bool = False  # training steps by torch.compile
     checkpoint_every: int | None = None  # steps; None: by the clock
     show: Show | None = None  # sees the model, with averaged weights, on the way
     show_every: int | None = None  # steps
@@ -221,6 +222,7 @@ def prepared(training: Training, folder: Path) -> tuple[Trainer, RunSpec, dict[s
     here = folder.resolve()
     placement = Placement(
         checkpoints=here / CHECKPOINTS, weights=here / KEPT / spec.key, micro_batch=training.micro_batch,
+        compiled=training.compiled,
         checkpoint_every=training.checkpoint_every, show=training.show, show_every=training.show_every,
     )  # fmt: skip
     return Trainer(measurer, source, objective, training.options, placement), spec, identity

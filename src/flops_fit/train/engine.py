@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from flops_fit.train.machine import (
     environment,
     forget_peak,
     free_memory,
+    keep_pages,
     out_of_memory,
     peak_memory,
 )  # fmt: skip
@@ -100,6 +101,7 @@ class Trainer:
         return total / count
 
     def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
+        keep_pages()
         forget_peak(self.options.torch_device())
         with seeded(spec.seed), cpu_threads(self.placement.threads):
             run = self._begun(spec, progress)
@@ -123,7 +125,7 @@ class Trainer:
             peak_memory_bytes=memory,
             curve=thinned(run.curve),
             looks=((0, run.untrained), *run.keeper.seen) if run.keeper.looks else (),
-            environment=where | run.ranks.described(len(run.cuts)) | ({"ended early": run.ended} if run.ended else {}),
+            environment=where | run.ranks.described(len(run.cuts)) | run.told(),
         )
         del run  # the model goes before the next run begins
         free_memory()
@@ -158,6 +160,7 @@ class TrainingRun:
         self.model = trainer.builder.build(spec.size).to(self.device)
         self.ranks = place(self.model, self.ranks, self.device, self.placement.shard)
         self.model.train()
+        self.forward = compiled(self.model) if self.placement.compiled else self.model  # of training steps alone
         self.optimizer = optimiser(self.model, trainer.options)
         self.cuts = self.ranks.cuts(spec.batch_size, self.placement.micro_batch)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -252,7 +255,7 @@ class TrainingRun:
             for cut, piece in zip(self.cuts, next(batches), strict=True):
                 share = (cut.stop - cut.start) / self.spec.batch_size
                 with autocast(self.device, self.precision):
-                    loss = self.trainer.objective(self.model, to_device(piece, self.device))
+                    loss = self.trainer.objective(self.forward, to_device(piece, self.device))
                 (loss if share == 1 else loss * (share * scale)).backward()
                 total = total + loss.detach() * share if share != 1 else loss.detach()
         return self.ranks.add_up(self.parameters, total, self.trouble.met)
@@ -283,6 +286,11 @@ class TrainingRun:
         self.model.train()
         total, count = self.ranks.sum((total, count), self.device, self.trouble.met)
         return total / count
+
+    def told(self) -> dict[str, str]:
+        """What else of this run's machine and end is to be known."""
+        ended = {"ended early": self.ended} if self.ended else {}
+        return ended | ({"compiled": "training steps"} if self.placement.compiled else {})
 
     def verdict(self, loss: float) -> str:
         if not math.isfinite(loss):
@@ -385,6 +393,11 @@ class TrainingRun:
     def _became(self, loss: float) -> str:
         spec = self.spec
         return f"the training loss became {loss} at step {self.step - 1} of {spec.steps} (learning rate {spec.lr:.3g})"
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The same weights behind one compiled function for each shape of a batch."""
+    return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 def thinned(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

@@ -108,6 +108,7 @@ class Placement:
     weights: Path | None = None        # folder for the run's last and best weights (train.keep); None: not kept
     checkpoint_seconds: float = CHECKPOINT_SECONDS  # at least so long between two states of a run; 0: after each step
     checkpoint_every: int | None = None  # steps from one state to the next, instead of seconds
+    compiled: bool = False             # training steps by torch.compile: a minute at first, and a C++ compiler
     show: Show | None = None           # (model with averaged weights, step), called on the way
     show_every: int | None = None      # steps from one call to the next
     look: Look | None = None           # is told (step, held-out loss) after every look

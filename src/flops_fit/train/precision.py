@@ -11,7 +11,7 @@ from flops_fit.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "fast")  # auto: bfloat16 on CUDA; fast: also on CPUs that multiply it faster
 HALF = "bf16 autocast"
-SIZE, TIMES = 512, 5  # of the matrices that are multiplied to see it, and how often: milliseconds
+SIZE, TIMES = 1024, 10  # of the matrices that are multiplied to see it, and how often: a tenth of a second
 FASTER = 1.5  # so much at least, since casts cost too
 
 
@@ -31,15 +31,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 @cache
 def half_is_faster() -> bool:
     """Whether this CPU multiplies matrices of bfloat16 faster than of float32 (AVX-512 BF16 and AMX do), measured."""
-    taken = {kind: _seconds(kind) for kind in (torch.float32, torch.bfloat16)}
-    return taken[torch.float32] > FASTER * taken[torch.bfloat16]
+    square = {kind: torch.ones(SIZE, SIZE, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
+    taken = [{kind: _seconds(a) for kind, a in square.items()} for _ in range(TIMES)]  # in turns: others run here too
+    fastest = {kind: min(one[kind] for one in taken) for kind in square}
+    return fastest[torch.float32] > FASTER * fastest[torch.bfloat16]
 
 
-def _seconds(kind: torch.dtype) -> float:
-    """Of the fastest product of some."""
-    a, found = torch.ones(SIZE, SIZE, dtype=kind), []
-    for _ in range(TIMES):
-        began = time.perf_counter()
-        a @ a
-        found.append(time.perf_counter() - began)
-    return min(found)
+def _seconds(a: torch.Tensor) -> float:
+    began = time.perf_counter()
+    a @ a
+    return time.perf_counter() - began
