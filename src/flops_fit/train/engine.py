@@ -32,7 +32,7 @@ from flops_fit.train.machine import (
     environment,
     forget_peak,
     free_memory,
-    keep_pages,
+    kept_pages,
     out_of_memory,
     peak_memory,
 )  # fmt: skip
@@ -101,9 +101,8 @@ class Trainer:
         return total / count
 
     def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
-        keep_pages()
         forget_peak(self.options.torch_device())
-        with seeded(spec.seed), cpu_threads(self.placement.threads):
+        with seeded(spec.seed), cpu_threads(self.placement.threads), kept_pages():
             run = self._begun(spec, progress)
             reason = run.stopped or run.train(progress)
             loss = math.nan if reason else run.evaluate(progress)
@@ -160,7 +159,7 @@ class TrainingRun:
         self.model = trainer.builder.build(spec.size).to(self.device)
         self.ranks = place(self.model, self.ranks, self.device, self.placement.shard)
         self.model.train()
-        self.forward = compiled(self.model) if self.placement.compiled else self.model  # of training steps alone
+        self.forward, self.compiled = self.model, self.placement.compiled  # forward: of training steps alone
         self.optimizer = optimiser(self.model, trainer.options)
         self.cuts = self.ranks.cuts(spec.batch_size, self.placement.micro_batch)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -192,6 +191,8 @@ class TrainingRun:
     def train(self, progress: Progress | None) -> str:
         """The steps that are left. Returns "" or why the run had to stop."""
         spec, every = self.spec, 1 if self.device.type == "cpu" else LOSS_EVERY_CUDA
+        if self.compiled:
+            self.compile()
         saved, saving = time.monotonic(), 0.0
         for _, loss in self.steps():
             if self.step % every == 0 or self.step == spec.steps:
@@ -235,6 +236,33 @@ class TrainingRun:
             self.optimizer.zero_grad()
             self.step, self.executed = step + 1, self.executed + 1
             yield step, loss
+
+    def compile(self) -> None:
+        """Training steps by torch.compile: the same weights behind one compiled function for each shape of a piece.
+
+        It needs a compiler, its headers and more, which only a step that counts for nothing can tell. Where it cannot
+        be, steps are as they would have been without, and that is told.
+        """
+        compiled = cast(nn.Module, torch.compile(self.model, dynamic=False))
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # running means would count that step
+        piece = next(self.trainer.source.pieces(self.spec.batch_size, self.spec.seed, self.cuts, start=self.step))[0]
+        try:
+            with seeded(self.spec.seed):
+                with autocast(self.device, self.precision):
+                    loss = self.trainer.objective(compiled, to_device(piece, self.device))
+                loss.backward()
+            self.forward = compiled
+        except Exception as error:  # Dynamo, Inductor and the compilers behind them have words of their own
+            if out_of_memory(error):
+                raise
+            self.compiled = False
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            told = f"training steps are not compiled ({type(error).__name__}: {reason}); the run goes on without"
+            warnings.warn(told, UserWarning, stacklevel=2)
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        self.optimizer.zero_grad()
 
     def _freeze(self, frozen: bool) -> None:
         """All but the heads as they are, or learning too. It depends on the step alone: a resumed run does the same."""
@@ -290,7 +318,7 @@ class TrainingRun:
     def told(self) -> dict[str, str]:
         """What else of this run's machine and end is to be known."""
         ended = {"ended early": self.ended} if self.ended else {}
-        return ended | ({"compiled": "training steps"} if self.placement.compiled else {})
+        return ended | ({"compiled": "training steps"} if self.compiled else {})
 
     def verdict(self, loss: float) -> str:
         if not math.isfinite(loss):
@@ -354,6 +382,7 @@ class TrainingRun:
             self.stopped = self._became(state["diverged"])
             return
         self.precision = state.get("precision", self.precision)  # as it began, whatever this machine is faster at
+        self.compiled = state.get("compiled", self.compiled)
         load_states(self.model, self.optimizer, state, self.ranks)
         self.keeper.restore(state["kept"], own=own)
         set_random_state(state["random"][self.ranks.rank], self.device)
@@ -364,7 +393,7 @@ class TrainingRun:
         if diverged is None:  # every rank takes part, the first one writes
             own = self.ranks.gather(random_state(self.device))
             held = {**states(self.model, self.optimizer, self.ranks), "random": own, "kept": self.keeper.state(),
-                    "precision": self.precision}  # fmt: skip
+                    "precision": self.precision, "compiled": self.compiled}  # fmt: skip
         if self.ranks.rank == 0:
             self.checkpoints.save(self.spec, {
                 **held, "place": self.place, "step": self.step, "executed": self.executed, "untrained": self.untrained,
@@ -393,11 +422,6 @@ class TrainingRun:
     def _became(self, loss: float) -> str:
         spec = self.spec
         return f"the training loss became {loss} at step {self.step - 1} of {spec.steps} (learning rate {spec.lr:.3g})"
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """The same weights behind one compiled function for each shape of a batch."""
-    return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 def thinned(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

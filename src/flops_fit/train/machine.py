@@ -21,7 +21,9 @@ from flops_fit.errors import InputError
 from flops_fit.train.precision import precision_of
 
 ASK_SECONDS = 60.0  # between two looks at counters that begin anew after a quarter of an hour or more
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+KEEP = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))  # all blocks from the heap, which is never made smaller
+USUAL = ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26))  # to which glibc adapts by itself
 MICRO, MILLI = 1e6, 1e3  # of what counters count, to a joule
 
 
@@ -148,14 +150,21 @@ def _microjoules(file: Path) -> float:
     return int(file.read_text()) / MICRO
 
 
-def keep_pages() -> None:
-    """On Linux with glibc: memory that a step frees stays with the process, for the next step.
+@contextmanager
+def kept_pages() -> Iterator[None]:
+    """On Linux with glibc: memory that a step frees stays with the process, for the next step; given back at the end.
 
-    By default large blocks go back to the system at once, and each step fetches them again page by page, zeroed: on a
-    virtual machine that is slower than what is done with them. `free_memory` gives them back between runs.
+    By default large blocks go back to the system at once, and each step fetches them again page by page, zeroed
+    (benchmarks/cats.py measures what that costs).
     """
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+    for option, value in KEEP:
         _glibc("mallopt", option, value)
+    try:
+        yield
+    finally:
+        for option, value in USUAL:
+            _glibc("mallopt", option, value)
+        _glibc("malloc_trim", 0)
 
 
 def free_memory() -> None:

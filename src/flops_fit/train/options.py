@@ -108,12 +108,14 @@ class Placement:
     weights: Path | None = None        # folder for the run's last and best weights (train.keep); None: not kept
     checkpoint_seconds: float = CHECKPOINT_SECONDS  # at least so long between two states of a run; 0: after each step
     checkpoint_every: int | None = None  # steps from one state to the next, instead of seconds
-    compiled: bool = False             # training steps by torch.compile: a minute at first, and a C++ compiler
+    compiled: bool = False             # training steps by torch.compile; a dropout draws other numbers then
     show: Show | None = None           # (model with averaged weights, step), called on the way
     show_every: int | None = None      # steps from one call to the next
     look: Look | None = None           # is told (step, held-out loss) after every look
 
     def __post_init__(self) -> None:
+        if self.compiled and self.ranks > 1:
+            raise InputError(f"compiled: got true with ranks={self.ranks}; allowed is one rank: leave one of them out")
         for name in ("micro_batch", "threads", "ranks", "checkpoint_every", "show_every"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

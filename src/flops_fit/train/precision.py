@@ -11,7 +11,7 @@ from flops_fit.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "fast")  # auto: bfloat16 on CUDA; fast: also on CPUs that multiply it faster
 HALF = "bf16 autocast"
-SIZE, TIMES = 1024, 10  # of the matrices that are multiplied to see it, and how often: a tenth of a second
+SIZE, TIMES = 768, 8  # of the matrices that are multiplied to see it, and how often: a tenth of a second or two
 FASTER = 1.5  # so much at least, since casts cost too
 
 
