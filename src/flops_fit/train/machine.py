@@ -21,9 +21,10 @@ from flops_fit.errors import InputError
 from flops_fit.train.precision import precision_of
 
 ASK_SECONDS = 60.0  # between two looks at counters that begin anew after a quarter of an hour or more
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-KEEP = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))  # all blocks from the heap, which is never made smaller
-USUAL = ((M_MMAP_MAX, 65536), (M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26))  # to which glibc adapts by itself
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGE = 2**25  # bytes: larger blocks have their own pages, as always; in the heap they may leave gaps of their size
+KEEP = ((M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, -1))  # the heap is never made smaller
+USUAL = ((M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, 2 * LARGE))  # to which glibc adapts by itself
 MICRO, MILLI = 1e6, 1e3  # of what counters count, to a joule
 
 
@@ -154,8 +155,8 @@ def _microjoules(file: Path) -> float:
 def kept_pages() -> Iterator[None]:
     """On Linux with glibc: memory that a step frees stays with the process, for the next step; given back at the end.
 
-    By default large blocks go back to the system at once, and each step fetches them again page by page, zeroed
-    (benchmarks/cats.py measures what that costs).
+    By default what is free at the end of the heap goes back to the system, and each step fetches it again page by page,
+    zeroed (benchmarks/cats.py measures what that costs).
     """
     for option, value in KEEP:
         _glibc("mallopt", option, value)
