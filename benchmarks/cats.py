@@ -3,8 +3,9 @@
     python benchmarks/cats.py      bars: training >= 1.2x images/s, >= .60 of the matmul peak; sampling <= 4.0 s
 
     training    whole steps of the 4.2M network at 32 px, 64 pictures, 2 threads: data, loss, gradients, AdamW, average
-                of weights; experiments/cats/textbook.py is the peer, in float32 as written. Ours as the recipe has it,
-                in bfloat16 where the CPU is faster at it, and in float32
+                of weights; experiments/cats/textbook.py is the peer, in float32 as written. Ours in bfloat16 where the
+                CPU is faster at it, and in float32; each also compiled, as the recipe has it in long runs
+    pages       the same steps in float32, and those of cpu-64, with pages kept between steps and without
     attention   values and gradients in bfloat16, of one block of cpu-64, 1 thread; torch's fused kernel is the peer
     sampling    one picture of 128 px by 50 Euler steps with guidance at every step, 1 thread; the peers evaluate their
                 network twice a step, or once for both
@@ -37,7 +38,7 @@ from flops_fit.recipes.dit_cats import PRECONDITION, Preset, training
 from flops_fit.recipes.dit_cats import PRESETS as RECIPES
 from flops_fit.study.training import prepared
 from flops_fit.train.engine import TrainingRun
-from flops_fit.train.machine import cpu_threads, matmul_peak
+from flops_fit.train.machine import cpu_threads, kept_pages, matmul_peak
 from flops_fit.train.precision import HALF, precision_of
 from flow import in_turns, ratio
 
@@ -46,13 +47,17 @@ import textbook
 
 BATCH, CLASSES, ROUNDS, STEPS = 64, 13, 9, 4
 EULER_STEPS, SCALE = 50, 2.0
-SMALL = Preset(network="tinydit-32", steps=10_000, batch_size=BATCH, lr=1e-3, warmup_steps=100, optimizer="adamw")
+SMALL = Preset(network="tinydit-32", steps=10_000, batch_size=BATCH, lr=1e-3, warmup_steps=100, optimizer="adamw",
+               compiled=False)  # fmt: skip
 
 
 def begun(pictures: Pictures, preset: Preset) -> TrainingRun:
     with TemporaryDirectory() as folder:
         trainer, spec, _ = prepared(training(pictures, preset), Path(folder))
-    return TrainingRun(trainer.on(checkpoints=None, weights=None), spec)
+    run = TrainingRun(trainer.on(checkpoints=None, weights=None), spec)
+    if run.compiled:
+        run.compile()
+    return run
 
 
 def by_us(pictures: Pictures, preset: Preset) -> Callable[[], None]:
@@ -85,13 +90,16 @@ def by_textbook(images: Images) -> Callable[[], None]:
 def throughput() -> dict[str, Any]:
     pictures, fast = drawn_shapes(32, 2200, 200), precision_of("fast", torch.device("cpu"))
     made = training(pictures, SMALL)
-    kinds = {"ours": fast, "ours_muon": fast, "ours_fp32": "fp32", "textbook": "fp32"}
-    work = {
-        "ours": by_us(pictures, SMALL), "ours_muon": by_us(pictures, replace(SMALL, optimizer="muon")),
-        "ours_fp32": by_us(pictures, replace(SMALL, precision="fp32")), "textbook": by_textbook(made.dataset),
+    presets = {
+        "ours": SMALL, "ours_compiled": replace(SMALL, compiled=True), "ours_muon": replace(SMALL, optimizer="muon"),
+        "ours_fp32": replace(SMALL, precision="fp32"),
+        "ours_fp32_compiled": replace(SMALL, precision="fp32", compiled=True),
     }  # fmt: skip
-    with cpu_threads(2):
-        times = in_turns(work, ROUNDS)
+    kinds = {name: "fp32" if preset.precision == "fp32" else fast for name, preset in presets.items()}
+    kinds |= {"textbook": "fp32"}
+    with cpu_threads(2), kept_pages():
+        work = {name: by_us(pictures, preset) for name, preset in presets.items()}
+        times = in_turns(work | {"textbook": by_textbook(made.dataset)}, ROUNDS)
         peaks = {"fp32": matmul_peak(2), HALF: matmul_peak(2, kind=torch.bfloat16)}
     spec = prepared(made, Path("."))[1]
     each = {name: statistics.median(values) / STEPS for name, values in times.items()}
@@ -99,10 +107,27 @@ def throughput() -> dict[str, Any]:
     return {
         "params": spec.params, "precision": kinds,
         "images_per_second": {name: round(BATCH / value, 1) for name, value in each.items()},
-        "times_faster": {name: ratio(times["textbook"], times[name]) for name in work if name != "textbook"},
+        "times_faster": {name: ratio(times["textbook"], times[name]) for name in work},
         "share_of_matmul_peak_of_its_precision": {name: round(share, 3) for name, share in shares.items()},
         "peak_gflops_2_threads": {name: round(peak / 1e9) for name, peak in peaks.items()},
     }  # fmt: skip
+
+
+def pages() -> dict[str, Any]:
+    """How many times as fast steps are when the process keeps its pages; the same steps, in turns."""
+    found = {}
+    for name, size, preset in (("tinydit-32 in fp32", 32, replace(SMALL, precision="fp32")),
+                               ("cpu-64", 64, replace(RECIPES["cpu-64"], compiled=False))):  # fmt: skip
+        steps = by_us(drawn_shapes(size, 2200, 200), preset)
+
+        def kept(steps: Callable[[], None] = steps) -> None:
+            with kept_pages():
+                steps()
+
+        with cpu_threads(2):
+            times = in_turns({"kept": kept, "not": steps}, ROUNDS)
+        found[name] = ratio(times["not"], times["kept"])
+    return {"times_faster": found}
 
 
 def attention() -> dict[str, Any]:
@@ -177,7 +202,7 @@ def waiting() -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    record("cats", {"training": throughput(), "attention": attention(), "sampling": sampling(),
+    record("cats", {"training": throughput(), "pages": pages(), "attention": attention(), "sampling": sampling(),
                     "data": waiting()})  # fmt: skip
 
 

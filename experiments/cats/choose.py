@@ -56,11 +56,10 @@ class Setting:
 
 
 SETTINGS = (
-    *(Setting(guidance=scale) for scale in (1.0, 2.0, 3.0, 4.0, 6.0)),
-    Setting(guidance=3.0, high=0.7), Setting(guidance=4.0, high=0.7), Setting(guidance=4.0, low=0.1, high=0.9),
-    Setting(guidance=3.0, optimised=True),
-    *(Setting(guidance=3.0, steps=steps) for steps in (6, 25)),
-    *(Setting(guidance=3.0, method="euler", steps=steps) for steps in (24, 50)),
+    *(Setting(guidance=scale) for scale in (4.0, 3.0, 6.0, 2.0, 1.0)),
+    Setting(guidance=4.0, high=0.7), Setting(guidance=4.0, optimised=True), Setting(guidance=4.0, low=0.1, high=0.9),
+    *(Setting(guidance=4.0, steps=steps) for steps in (6, 25)),
+    *(Setting(guidance=4.0, method="euler", steps=steps) for steps in (24, 50)),
 )  # fmt: skip
 
 

@@ -3,9 +3,9 @@
     python experiments/cats/pilot.py train --data FILE.parquet      every run, two at a time; finished ones stay
     python experiments/cats/pilot.py show                           the table, of pilot.csv
 
-Runs of equal FLOPs, the optimiser's products among them, of the network of `cpu-64`, 64 pictures a step, the rate
-falling to zero over the last three tenths, one seed; the last weights, not averaged. What differs from `Setting()` is
-what a row is about.
+Runs of equal FLOPs, the optimiser's products among them, of a network as that of `cpu-64`, 160 wide, 64 pictures a
+step, the rate falling to zero over the last three tenths, one seed; the last weights, not averaged. What differs from
+`Setting()` is what a row is about.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Row(Setting):
 
 def of(data: str, setting: Setting, steps: int) -> Training:
     preset = replace(
-        PRESETS["cpu-64"], steps=steps, warmup_steps=steps // 15, looks=LOOKS, optimizer=setting.optimizer,
-        lr=setting.lr, skips=setting.skips, times=setting.times,
+        PRESETS["cpu-64"], compiled=False, steps=steps, warmup_steps=steps // 15, looks=LOOKS,
+        optimizer=setting.optimizer, lr=setting.lr, skips=setting.skips, times=setting.times,
     )  # fmt: skip
     pictures = cat_pictures(data, tiny_presets(preset.network)["image_size"])
     made = training(

@@ -16,7 +16,16 @@ from flops_fit.data.pictures import Pictures
 from flops_fit.errors import FitError, InputError
 from flops_fit.models import weights
 from flops_fit.recipes.cats import CatFlow, Guidance
-from flops_fit.recipes.dit_cats import LENGTHS, PRESETS, TRIAL, CatMatching, Preset, Sheets, training
+from flops_fit.recipes.dit_cats import (
+    COMPILED_FROM,
+    LENGTHS,
+    PRESETS,
+    TRIAL,
+    CatMatching,
+    Preset,
+    Sheets,
+    training,
+)
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import train
 
@@ -119,9 +128,9 @@ def test_the_length_of_the_average_is_chosen_after_the_run(tmp_path: Path) -> No
 
 def test_guidance_changes_what_it_should(folder: Path) -> None:
     flow, labels = CatFlow.load(folder), torch.tensor([0, 3])
-    plain = flow.sample(labels, steps=4)
+    plain = flow.sample(labels, steps=4, guidance=1.0)
     assert torch.equal(flow.sample(labels, steps=4, guidance=Guidance(scale=2, interval=(0.9999, 1.0)), method="euler"),
-                       flow.sample(labels, steps=4, method="euler"))  # fmt: skip
+                       flow.sample(labels, steps=4, guidance=1.0, method="euler"))  # fmt: skip
     for other in (Guidance(scale=3), Guidance(scale=3, optimised=True), Guidance(scale=2, weaker=flow)):
         same = torch.equal(flow.sample(labels, steps=4, guidance=other), plain)
         assert same == (other.weaker is flow)  # away from itself is nowhere
@@ -150,6 +159,13 @@ def test_presets_say_what_they_are_called_for() -> None:
     base, high = PRESETS["baseline"], PRESETS["high-accuracy"]
     assert (base.steps, base.batch_size, base.lr, base.warmup_steps) == (300_000, 256, 1e-4, 10_000)
     assert (high.steps, high.accumulation, high.lr, high.warmup_steps) == (400_000, 2, 5e-5, 15_000)
+
+
+def test_long_runs_are_compiled_and_others_if_asked() -> None:
+    lengths = [replace(FAST, steps=steps, looks=1) for steps in (COMPILED_FROM - 1, COMPILED_FROM)]
+    assert [one(preset).compiled for preset in lengths] == [False, True]
+    for asked in (True, False):
+        assert [one(replace(preset, compiled=asked)).compiled for preset in lengths] == [asked, asked]
 
 
 def test_sheets_of_samples_are_drawn_on_the_way(folder: Path, tmp_path: Path) -> None:
@@ -196,4 +212,4 @@ def test_of_a_trial_nothing_is_expected(tmp_path: Path) -> None:
     """A few steps show that all is in place; what they learned stands beside what needs no training."""
     found = train(one(replace(FAST, lr=1e-9, steps=20, warmup_steps=2)), tmp_path, watch=Quiet())
     told = {metric.name: metric.value for metric in found.metrics}
-    assert told["loss"] == pytest.approx(told["loss_spectral"], rel=OTHER_NOISE) and CatFlow.load(tmp_path)
+    assert told["loss"] == pytest.approx(told["loss_zero"], rel=OTHER_NOISE) and CatFlow.load(tmp_path)

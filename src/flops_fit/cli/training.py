@@ -123,6 +123,9 @@ def dit_cats(
         str | None, typer.Option(help="length of the average of weights, a share of the run; auto: chosen after it")
     ] = None,
     optimizer: Annotated[str | None, typer.Option(help="muon (AdamW on all but matrices) or adamw")] = None,
+    compile_steps: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="by torch.compile; default: of 1,000 steps on")
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(min=1, help="steps; default: by the clock")] = None,
     sample_every: Annotated[int | None, typer.Option(min=1, help="steps between sheets of samples")] = None,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, noise")] = 0,
@@ -141,7 +144,7 @@ def dit_cats(
         raise InputError.unknown("--preset", preset, PRESETS)
     given: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "accumulation": gradient_accumulation_steps, "lr": lr,
-        "warmup_steps": warmup_steps, "optimizer": optimizer,
+        "warmup_steps": warmup_steps, "optimizer": optimizer, "compiled": compile_steps,
     }  # fmt: skip
     chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     if warmup_steps is None:  # of a shorter run less

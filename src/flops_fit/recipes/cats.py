@@ -30,7 +30,7 @@ NEEDED = ("image_size", "classes", "network", "path", "predicts", "precondition"
           "data_hash")  # fmt: skip
 PRECONDITIONS = ("residual", "unit", "spectral", "none")  # what is around the network: see `preconditioned`
 SHRINKAGES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.5)  # of the full covariance; the best is reported
-SAMPLING = {"method": "heun", "steps": 20, "guidance": 1.0}  # where a bundle does not say how it is best sampled
+SAMPLING = {"method": "heun", "steps": 12, "guidance": 4.0}  # where a bundle does not say how it is best sampled
 AT_ONCE = 8  # pictures that are sampled together: 16 with guidance, whose parts stay in the caches
 
 
