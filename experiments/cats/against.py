@@ -41,7 +41,7 @@ STEPS = 1000  # of the textbook's
 RATES = (3e-3,)  # with every seed
 FAR_RATES = (1e-4, 3e-4, 1e-3, 1e-2)  # with the first seed. The paper's: 1e-4, of 256 pictures a step, 400,000 steps
 SHARES = (0.1, 0.42)  # of the textbook's steps that ours take; Muon makes a step of ours dearer
-AROUND = ("none", "residual")  # ours; the first is the recipe's
+AROUND = ("none", "residual")  # ours; the second is the recipe's
 OUR_RATE = 4e-3
 Wanted = tuple[Callable[..., list["Row"]], str, int, float, str, int]  # and seed, rate, what is around it, steps
 

@@ -18,13 +18,15 @@ from train.test_checkpoint import killed_at, same
 from train.test_engine import Builds, spec, trainer
 
 HEADER = Path(sysconfig.get_path("include")) / "Python.h"
+COMPILES = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None or not HEADER.exists(), reason="needs g++ and Python's headers"
+)
+COMPILER_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # of torch's own imports
 ROUNDING = 1e-4  # relative, of a loss after 30 steps in float32 whose sums are taken in another order
 
 
-@pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None or not HEADER.exists(), reason="needs g++ and Python's headers"
-)
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own imports, once a process
+@COMPILES
+@COMPILER_WARNS
 def test_a_compiled_run_is_the_same_run_and_goes_on_bit_identically(tmp_path: Path) -> None:
     plain, one = trainer()(spec()), trainer().on(compiled=True)
     whole = one(spec())

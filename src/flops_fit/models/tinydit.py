@@ -19,7 +19,7 @@ from flops_fit.models.time import TimeEmbedding
 
 PRESETS: Mapping[str, Mapping[str, int]] = {
     "tinydit-128": {"image_size": 128, "patch": 16, "hidden": 384, "layers": 12, "heads": 6},
-    "tinydit-64": {"image_size": 64, "patch": 4, "hidden": 192, "layers": 6, "heads": 3},
+    "tinydit-64": {"image_size": 64, "patch": 4, "hidden": 160, "layers": 6, "heads": 4},
     "tinydit-32": {"image_size": 32, "patch": 4, "hidden": 192, "layers": 6, "heads": 3},
 }
 

@@ -245,9 +245,10 @@ class TrainingRun:
         """
         compiled = cast(nn.Module, torch.compile(self.model, dynamic=False))
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # running means would count that step
-        piece = next(self.trainer.source.pieces(self.spec.batch_size, self.spec.seed, self.cuts, start=self.step))[0]
+        batches = self.trainer.source.pieces(self.spec.batch_size, self.spec.seed, self.cuts, start=self.step)
         try:
             with seeded(self.spec.seed):
+                piece = next(batches)[0]
                 with autocast(self.device, self.precision):
                     loss = self.trainer.objective(compiled, to_device(piece, self.device))
                 loss.backward()
