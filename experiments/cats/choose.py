@@ -110,7 +110,7 @@ def _numbers(setting: Setting) -> dict[str, Any]:
 def show() -> None:
     rows = read(FILE)
     if rows:
-        names = [name for name in rows[0] if name != "bundle"]
+        names = list(rows[0])
         print(*names, sep="\t")
         for row in rows:
             print(*(row[name] for name in names), sep="\t")
