@@ -5,7 +5,6 @@
     training    whole steps of the 4.2M network at 32 px, 64 pictures, 2 threads: data, loss, gradients, AdamW, average
                 of weights; experiments/cats/textbook.py is the peer, in float32 as written. Ours in bfloat16 where the
                 CPU is faster at it, and in float32; each also compiled, as the recipe has it in long runs
-    pages       the same steps in float32, and those of cpu-64, with pages kept between steps and without
     attention   values and gradients in bfloat16, of one block of cpu-64, 1 thread; torch's fused kernel is the peer
     sampling    one picture of 128 px by 50 Euler steps with guidance at every step, 1 thread; the peers evaluate their
                 network twice a step, or once for both
@@ -38,7 +37,7 @@ from flops_fit.recipes.dit_cats import PRECONDITION, Preset, training
 from flops_fit.recipes.dit_cats import PRESETS as RECIPES
 from flops_fit.study.training import prepared
 from flops_fit.train.engine import TrainingRun
-from flops_fit.train.machine import cpu_threads, kept_pages, matmul_peak
+from flops_fit.train.machine import cpu_threads, matmul_peak
 from flops_fit.train.precision import HALF, precision_of
 from flow import in_turns, ratio
 
@@ -97,7 +96,7 @@ def throughput() -> dict[str, Any]:
     }  # fmt: skip
     kinds = {name: "fp32" if preset.precision == "fp32" else fast for name, preset in presets.items()}
     kinds |= {"textbook": "fp32"}
-    with cpu_threads(2), kept_pages():
+    with cpu_threads(2):
         work = {name: by_us(pictures, preset) for name, preset in presets.items()}
         times = in_turns(work | {"textbook": by_textbook(made.dataset)}, ROUNDS)
         peaks = {"fp32": matmul_peak(2), HALF: matmul_peak(2, kind=torch.bfloat16)}
@@ -111,23 +110,6 @@ def throughput() -> dict[str, Any]:
         "share_of_matmul_peak_of_its_precision": {name: round(share, 3) for name, share in shares.items()},
         "peak_gflops_2_threads": {name: round(peak / 1e9) for name, peak in peaks.items()},
     }  # fmt: skip
-
-
-def pages() -> dict[str, Any]:
-    """How many times as fast steps are when the process keeps its pages; the same steps, in turns."""
-    found = {}
-    for name, size, preset in (("tinydit-32 in fp32", 32, replace(SMALL, precision="fp32")),
-                               ("cpu-64", 64, replace(RECIPES["cpu-64"], compiled=False))):  # fmt: skip
-        steps = by_us(drawn_shapes(size, 2200, 200), preset)
-
-        def kept(steps: Callable[[], None] = steps) -> None:
-            with kept_pages():
-                steps()
-
-        with cpu_threads(2):
-            times = in_turns({"kept": kept, "not": steps}, ROUNDS)
-        found[name] = ratio(times["not"], times["kept"])
-    return {"times_faster": found}
 
 
 def attention() -> dict[str, Any]:
@@ -202,7 +184,7 @@ def waiting() -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    record("cats", {"training": throughput(), "pages": pages(), "attention": attention(), "sampling": sampling(),
+    record("cats", {"training": throughput(), "attention": attention(), "sampling": sampling(),
                     "data": waiting()})  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """What a process says of its own memory."""
 
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -37,36 +36,6 @@ def test_a_child_does_not_begin_with_the_peak_of_its_parent() -> None:
     code = "import torch; from flops_fit.train.machine import peak_memory; print(peak_memory(torch.device('cpu')))"
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert child < parent - BIG / 2, "Popen starts by vfork, and ru_maxrss passes through exec"
-
-
-HELD = """
-import resource, torch
-from pathlib import Path
-from flops_fit.train.machine import kept_pages
-
-def held():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-def step():  # many tensors, made and thrown away
-    many = [torch.ones({number} // 100) for _ in range(100)]
-    del many
-    return held()
-
-before = min(step() for _ in range(3))  # the first one teaches the allocator sizes
-with kept_pages():
-    inside = [step() for _ in range(4)]
-print(before, min(inside), max(inside), held())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="other C libraries keep pages")
-def test_pages_stay_with_the_process_from_step_to_step_and_go_back_at_the_end() -> None:
-    code = HELD.format(number=BIG // 4)
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    before, least, most, after = map(int, told.split())
-    assert least > before + BIG - 2 * SLACK, "by default they are given back at once, all but 64 MB"
-    assert most < least + SLACK, "the same pages serve again"
-    assert after < before + SLACK
 
 
 def test_energy_is_counted_over_counters_that_begin_anew() -> None:

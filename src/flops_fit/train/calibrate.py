@@ -11,7 +11,7 @@ import torch
 from flops_fit.data.batches import seeded
 from flops_fit.records import RunResult, RunSpec
 from flops_fit.train.engine import Progress, Trainer, TrainingRun
-from flops_fit.train.machine import cpu_threads, environment, forget_peak, kept_pages, peak_memory
+from flops_fit.train.machine import cpu_threads, environment, forget_peak, peak_memory
 
 WARM_STEPS = 3        # first steps allocate and are not timed
 TIMED_SECONDS = 0.6   # enough steps to average over the machine's jitter
@@ -32,7 +32,7 @@ class Calibrator:
         if progress is not None:
             progress(0, 0.0)
         forget_peak(self.trainer.options.torch_device())
-        with seeded(spec.seed), cpu_threads(self.trainer.placement.threads), kept_pages():
+        with seeded(spec.seed), cpu_threads(self.trainer.placement.threads):
             begun = time.perf_counter()
             run = TrainingRun(self.trainer, spec)
             building = time.perf_counter() - begun

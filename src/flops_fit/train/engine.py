@@ -32,7 +32,6 @@ from flops_fit.train.machine import (
     environment,
     forget_peak,
     free_memory,
-    kept_pages,
     out_of_memory,
     peak_memory,
 )  # fmt: skip
@@ -102,7 +101,7 @@ class Trainer:
 
     def _train(self, spec: RunSpec, progress: Progress | None) -> RunResult:
         forget_peak(self.options.torch_device())
-        with seeded(spec.seed), cpu_threads(self.placement.threads), kept_pages():
+        with seeded(spec.seed), cpu_threads(self.placement.threads):
             run = self._begun(spec, progress)
             reason = run.stopped or run.train(progress)
             loss = math.nan if reason else run.evaluate(progress)

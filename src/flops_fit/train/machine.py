@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import platform
@@ -21,10 +20,6 @@ from flops_fit.errors import InputError
 from flops_fit.train.precision import precision_of
 
 ASK_SECONDS = 60.0  # between two looks at counters that begin anew after a quarter of an hour or more
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGE = 2**25  # bytes: larger blocks have their own pages, as always; in the heap they may leave gaps of their size
-KEEP = ((M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, -1))  # the heap is never made smaller
-USUAL = ((M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, 2 * LARGE))  # to which glibc adapts by itself
 MICRO, MILLI = 1e6, 1e3  # of what counters count, to a joule
 
 
@@ -71,7 +66,6 @@ def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    _glibc("malloc_trim", 0)  # what is held and unused would be in it
     with suppress(OSError):  # another system: the peak is that of the process's life, an upper bound
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak resident set size
 
@@ -151,36 +145,11 @@ def _microjoules(file: Path) -> float:
     return int(file.read_text()) / MICRO
 
 
-@contextmanager
-def kept_pages() -> Iterator[None]:
-    """On Linux with glibc: memory that a step frees stays with the process, for the next step; given back at the end.
-
-    By default what is free at the end of the heap goes back to the system, and each step fetches it again page by page,
-    zeroed (benchmarks/cats.py measures what that costs).
-    """
-    for option, value in KEEP:
-        _glibc("mallopt", option, value)
-    try:
-        yield
-    finally:
-        for option, value in USUAL:
-            _glibc("mallopt", option, value)
-        _glibc("malloc_trim", 0)
-
-
 def free_memory() -> None:
     """Give back what the last run held."""
     gc.collect()
-    _glibc("malloc_trim", 0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _glibc(name: str, *arguments: int) -> None:
-    """Nothing, where the C library is another."""
-    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-    if function is not None:
-        function(*arguments)
 
 
 def out_of_memory(error: BaseException) -> bool:
