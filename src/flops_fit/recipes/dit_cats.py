@@ -37,11 +37,10 @@ from flops_fit.train.options import MOST_WARMUP, Show, TrainOptions
 LENGTHS = (0.05, 0.07, 0.1, 0.14, 0.18)  # of averages of weights, shares of the run
 SNAPSHOTS = 8  # on the way, of which those are made (T1c)
 LEARNS_BY = 0.5  # of the run: by then it is better than it began, or it ends
-COMPILED_FROM = 1000  # steps: fewer do not earn back the minute that compiling takes
+COMPILED_FROM = 1000  # steps: fewer hardly earn back what compiling takes
 TRIAL = 300  # steps: of fewer nothing is expected
 DROPPED = 0.1  # of the labels in training become the null label (Ho and Salimans 2022, arXiv 2207.12598)
 PRECONDITION = "residual"  # without it losses get lower and samples worse: experiments/cats/LOG.md
-OVER_FREQUENCIES = ("residual", "spectral")  # what is around the network is fitted to pictures
 AUGMENTATIONS: Mapping[str, Augment] = {"none": "none", "basic": "mirrored", "full": "moved"}
 SWEEP_SIZE, SWEEP_NETWORK = 32, "tinydit-32"
 SWEEP_EPOCHS = 200  # a picture comes back with other noise, and mirrored
@@ -181,14 +180,15 @@ def training(
         options=options(preset), config=config, parts=parts, evaluate=judged, half=half, choose=False,
         lengths=LENGTHS if preset.ema is None else (),
         baselines={name: Known(velocity) for name, velocity in plain.items()} if predicts == "velocity" else {},
-        compiled=is_compiled(preset), checkpoint_every=checkpoint_every,
+        compiled=preset.steps >= COMPILED_FROM if preset.compiled is None else preset.compiled,
+        checkpoint_every=checkpoint_every,
         show=sheets.of(config, train, spectrum) if sheets else None, show_every=sheets.every if sheets else None,
     )  # fmt: skip
 
 
 def known_spectrum(precondition: str, spectrum: Spectrum) -> dict[str, Tensor] | None:
     """For `cat_network`, where what is around the network is of frequencies."""
-    return spectrum.state_dict() if precondition in OVER_FREQUENCIES else None
+    return spectrum.state_dict() if precondition in ("residual", "spectral") else None
 
 
 class Known(nn.Module):
@@ -232,10 +232,6 @@ def options(preset: Preset) -> TrainOptions:
     )  # fmt: skip
 
 
-def is_compiled(preset: Preset) -> bool:
-    return preset.steps >= COMPILED_FROM if preset.compiled is None else preset.compiled
-
-
 def tiny_presets(name: str) -> dict[str, Any]:
     """Arguments of TinyDiT by name. Raises InputError, the nearest named."""
     if name not in NETWORKS:
@@ -274,9 +270,7 @@ def study(data: str | None = None) -> Study:
     train, held_out = image_pair(pictures, "mirrored")
     known = tiny_presets(SWEEP_NETWORK)
     size, _ = known.pop("image_size"), known.pop("hidden")
-    spectrum = Spectrum(train.pixels.shape[1], size)
-    if PRECONDITION in OVER_FREQUENCIES:
-        spectrum.fit(as_seen(train))
+    spectrum = Spectrum(train.pixels.shape[1], size).fit(as_seen(train))
     return Study(
         model_cls=cat_network,
         model_size_param="hidden",

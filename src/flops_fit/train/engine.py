@@ -242,10 +242,10 @@ class TrainingRun:
         It needs a compiler, its headers and more, which only a step that counts for nothing can tell. Where it cannot
         be, steps are as they would have been without, and that is told.
         """
-        compiled = cast(nn.Module, torch.compile(self.model, dynamic=False))
         buffers = [buffer.clone() for buffer in self.model.buffers()]  # running means would count that step
         batches = self.trainer.source.pieces(self.spec.batch_size, self.spec.seed, self.cuts, start=self.step)
         try:
+            compiled = cast(nn.Module, torch.compile(self.model, dynamic=False))
             with seeded(self.spec.seed):
                 piece = next(batches)[0]
                 with autocast(self.device, self.precision):
