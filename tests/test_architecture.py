@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "flops_fit"
 FLOORS = (
-    ("errors", "records"),
+    ("errors", "records", "progress"),
     ("scaling", "flow", "models"),
     ("data", "train", "evaluate"),
     ("runs", "export", "hub"),

@@ -200,6 +200,18 @@ def test_a_flat_folder_is_read_by_its_names(name: str, label: int, tmp_path: Pat
     assert sorted(found.labels.tolist()) == sorted([2, 3, label])
 
 
+@pytest.mark.parametrize(("name", "said"), [
+    ("simaese_3.jpg", "did you mean Siamese"), ("kitten_1.jpg", "got 'Kitten'"), ("img_001.jpg", "got 'Img'"),
+    ("pugs_1.jpg", "got 'Pugs'"),
+])  # fmt: skip
+def test_a_name_that_is_no_breed_is_told(name: str, said: str, tmp_path: Path) -> None:
+    """It would else be learned as a dog."""
+    for other in ("Birman_1.jpg", name):
+        write(tmp_path / other, SET[0][-1])
+    with pytest.raises(InputError, match=rf"path: the beginning of .*{name}: .*{said}"):
+        cat_pictures(tmp_path, SIDE)
+
+
 # --- class names ------------------------------------------------------------------------------------------------------
 
 
@@ -435,7 +447,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
                              "split: 1 of 2 images of .* are in none, Siamese/a.jpg for one"),
     "one class": (lambda at: named(at, "Bengal/a.jpg", "Bengal/b.jpg"),
                   "holds 2 images of Bengal alone, 0 are left out; give images of two classes"),
-    "one class that can be read": (one_broken, r"1 images of Bengal alone, 1 are left out \(Siamese/a.jpg: no image"),
+    "one class that can be read": (one_broken, r"1 images of Bengal alone, 1 left out \(Siamese/a.jpg: no image"),
     "nothing that can be read": (lambda at: as_table(at, jpeg=[b"x"] * ROWS),
                                  r"no image that can be used, 42 are left out \(row 0: .*; row 2: [^;]*; \.\.\.\)"),
     "no rows": (lambda at: as_table(at, jpeg=[], label=[], breed=None, split=None), "no image that can be used, 0 are"),

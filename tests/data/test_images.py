@@ -497,7 +497,7 @@ def test_pictures_that_are_written_can_be_read(tmp_path: Path) -> None:
         write_png(tmp_path / "all" / str(number % 2) / f"{number}.png", image)
     found = read(tmp_path / "all", 12)
     assert torch.equal(found.pixels, pixels[[0, 2, 4, 1, 3]])  # class by class
-    with pytest.raises(InputError, match="--out: .* cannot be written"):
+    with pytest.raises(InputError, match="out: .* cannot be written"):
         write_png(tmp_path / "gone" / "a.png", pixels[0])
 
 

@@ -187,11 +187,26 @@ def test_all_at_once() -> None:
 def test_no_other_temperature_is_better(seed: int, sharp: float) -> None:
     logits, labels = world(60, 4, seed, sharp)
     found = temperature(logits, labels)
+    targets = torch.full((60, 4), 1 / 62 / 3, dtype=torch.float64)
+    targets[torch.arange(60), labels] = 61 / 62
+
+    def loss_of(by: float) -> float:
+        return float(torch.nn.functional.cross_entropy(logits / by, targets))
+
     grid = np.geomspace(*TEMPERATURES, 200)
-    assert loss(logits, labels, found) <= min(loss(logits, labels, other) for other in grid) + 1e-12  # rounding
+    assert loss_of(found) <= min(loss_of(other) for other in grid) + 1e-12  # rounding
     for near in (0.99, 1.01):
         if TEMPERATURES[0] < found < TEMPERATURES[1]:
-            assert loss(logits, labels, found) < loss(logits, labels, near * found)
+            assert loss_of(found) < loss_of(near * found)
+
+
+def test_few_rows_that_are_all_right_are_not_quite_sure() -> None:
+    """Four rows of three classes: the labels are told with (4 + 1) / (4 + 2), however large the logits."""
+    labels = torch.tensor([0, 1, 2, 0])
+    right = torch.nn.functional.one_hot(labels, 3).double()
+    for scale in (0.1, 1.0, 100.0):
+        sure = (scale * right / temperature(scale * right, labels)).softmax(dim=1)
+        assert sure[torch.arange(4), labels].tolist() == pytest.approx([5 / 6] * 4, rel=1e-9)  # brentq's 2e-12
 
 
 @settings(deadline=None, max_examples=25)
@@ -204,12 +219,12 @@ def test_it_scales_with_the_logits(seed: int, scale: float) -> None:
 def test_temperatures_without_end_end() -> None:
     labels = torch.tensor([0, 1, 2, 0])
     right = torch.nn.functional.one_hot(labels, 3).double()
-    assert temperature(right, labels) == TEMPERATURES[0]  # all right: the surer the better
-    assert temperature(100 * right, labels) == TEMPERATURES[0]
+    assert temperature(1e-3 * right, labels) == TEMPERATURES[0]  # all right, and hardly said
+    assert temperature(1e4 * right, labels) == TEMPERATURES[1]  # too sure, even of what is right
     assert temperature(-right, labels) == TEMPERATURES[1]  # all wrong: best to know nothing
     assert temperature(-100 * right, labels) == TEMPERATURES[1]
-    assert temperature(torch.zeros(4, 3), labels) == 1.0  # nothing is known, whatever it is divided by
-    assert temperature(5000 * right, labels) == 1.0  # nothing is left to win
+    for level in (0.0, 0.1, 3.7):
+        assert temperature(torch.full((4, 3), level), labels) == 1.0  # nothing is known, whatever it is divided by
 
 
 @settings(deadline=None, max_examples=25)

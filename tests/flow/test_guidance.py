@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from flops_fit.errors import InputError
+from flops_fit.flow.baselines import zero
 from flops_fit.flow.guidance import autoguidance, classifier_free, projection, towards_higher
 from flops_fit.flow.paths import PATHS
 from flops_fit.flow.solvers import solve
@@ -145,6 +148,11 @@ def test_adaptive_guidance_does_not_ask_how_steep_the_score_is() -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(InputError, match="interval: got"):
         classifier_free(network, labels(), NULL, 2.0, interval=(0.7, 0.3))
+    for scale in (math.nan, math.inf, -1.0):
+        with pytest.raises(InputError, match="guidance: got"):
+            classifier_free(network, labels(), NULL, scale)
+        with pytest.raises(InputError, match="guidance: got"):
+            autoguidance(zero, zero, scale)
 
 
 @pytest.mark.parametrize("steepness", [1e-30, 1e-12, 1.0, 1e12, 1e30])

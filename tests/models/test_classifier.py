@@ -171,7 +171,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
     torch.save({"epoch": 3, "state_dict": ResNet(18).state_dict()}, tmp_path / "more.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    refused("absent.pth", r"pretrained: no file \S+absent\.pth; give a checkpoint of torchvision, True or False")
+    refused("absent.pth", r"pretrained: no file \S+absent\.pth; give a checkpoint of torchvision, or False")
     refused(".", r"pretrained: no file")
     for name in ("text.pth", "empty.pth", "model.pth"):
         refused(name, rf"pretrained: \S+{name} cannot be read \(.+\); give a state_dict as of torchvision")

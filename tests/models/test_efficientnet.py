@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from flops_fit.errors import InputError, MissingExtra
-from flops_fit.models.efficientnet import MEAN, STD, EfficientNetLite0, SameConv2d, pretrained_lite0, renamed
+from flops_fit.models.efficientnet import MEAN, STD, EfficientNetLite0, Layer, SameConv2d, pretrained_lite0, renamed
 from flops_fit.train.measure import count_flops
 
 GOLDEN = 1e-4  # float32 through 49 layers, whose sums another processor orders otherwise (3e-5 between layouts here)
@@ -154,3 +155,30 @@ def test_other_weights_than_those_tested_are_refused(
     monkeypatch.setitem(sys.modules, PACKAGE, named)
     with pytest.raises(InputError, match=rf"weights\.pth: {len(content or b'')} bytes with SHA-256 .* allowed is 5793"):
         pretrained_lite0()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 2, 1), (3, 1, 6), (5, 1, 6), (3, 2, 6)])
+def test_a_norm_that_is_fixed_is_a_part_of_its_convolution(kernel: int, stride: int, groups: int) -> None:
+    """The same values and the same gradients as one after the other."""
+    layer = Layer(6, 6, kernel, stride, groups).double()
+    for tensor in (layer.norm.weight, layer.norm.bias, layer.norm.running_mean):
+        nn.init.normal_(tensor, mean=1.0)
+    nn.init.uniform_(layer.norm.running_var, 0.5, 2.0)
+    layer.eval()
+    x = torch.randn(2, 6, 9, 9, dtype=torch.float64, requires_grad=True)
+    learned = [x, *layer.parameters()]
+    found, wanted = layer(x), F.relu6(layer.norm(layer.conv(x)))
+    torch.testing.assert_close(found, wanted, rtol=EXACT, atol=EXACT)
+    weight = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad((y * weight).sum(), learned) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_channels_one_by_one_in_bfloat16_differ_by_its_rounding_alone(kernel: int, stride: int) -> None:
+    conv, x = SameConv2d(4, 4, kernel, stride, groups=4), torch.randn(2, 4, 12, 12).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(x)
+    assert found.dtype == torch.bfloat16
+    rounding = 2.0**-7  # twice that of a number of 8 bits: of weights, and of what comes out
+    torch.testing.assert_close(found.float(), conv(x.float()), rtol=rounding, atol=rounding * float(x.abs().max()))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from flops_fit.data.cats import CLASSES
 from flops_fit.data.pictures import Pictures
 from flops_fit.errors import FitError, InputError
 from flops_fit.models import weights
-from flops_fit.recipes.cats import CatFlow, Guidance
+from flops_fit.recipes.cats import AT_ONCE, CatFlow, Guidance
 from flops_fit.recipes.dit_cats import (
     COMPILED_FROM,
     LENGTHS,
@@ -25,6 +26,16 @@ from flops_fit.recipes.dit_cats import (
     Preset,
     Sheets,
     training,
+)
+from flops_fit.recipes.judged_cats import (
+    OF_HELD_OUT,
+    OF_MEMORY,
+    Eyes,
+    Findings,
+    Labelled,
+    Sets,
+    Shown,
+    of_samples,
 )
 from flops_fit.runs.watch import Quiet
 from flops_fit.study.training import train
@@ -84,6 +95,9 @@ def test_it_is_trained_kept_and_sampled(folder: Path) -> None:
         assert not torch.equal(flow.noise(*one), flow.noise(*other))
     others = flow.sample(labels + 1, seed=1, steps=4)
     assert (others.int() - found.int()).abs().max() > 0
+    parts = list(flow.drawn(labels.repeat(2)[:9], seed=1, steps=1))
+    assert [len(part) for part in parts] == [AT_ONCE, 1] and AT_ONCE == 8
+    assert torch.equal(torch.cat(parts), flow.sample(labels.repeat(2)[:9], seed=1, steps=1))
 
 
 def test_it_learned_more_than_the_gaussians(folder: Path) -> None:
@@ -155,6 +169,48 @@ def test_without_labels_it_is_the_null_class(folder: Path) -> None:
     dropped = (seen[0] == model.null).float().mean()
     assert 0.08 < dropped < 0.12 and set(seen[0].tolist()) == {0, 13}  # a tenth, within four deviations
     assert seen[1].unique().tolist() == [0]
+
+
+def test_a_class_that_was_never_seen_cannot_be_asked_for(folder: Path) -> None:
+    flow = CatFlow.load(folder)
+    assert flow.label("bengal") == 1 and flow.label(None) == flow.network.null
+    with pytest.raises(InputError, match="--class: got 'Sphynx', .* allowed are Abyssinian, Bengal, Birman, Bombay$"):
+        flow.label("Sphynx")
+
+
+def test_how_it_is_led_is_in_its_config(folder: Path, tmp_path: Path) -> None:
+    assert CatFlow.load(folder).led_so == {} and CatFlow.load(folder).led(3.0) == Guidance(3.0)
+    tensors, config = weights.read(folder)
+    so = {"interval": [0.1, 0.9], "optimised": True}
+    weights.save(tmp_path, tensors, {**config, "sampling": {"guidance": 2.0, **so}})
+    flow = CatFlow.load(tmp_path)
+    assert flow.led_so == so and flow.led() == Guidance(2.0, (0.1, 0.9), True) and flow.led(5.0).scale == 5.0
+
+
+def test_where_val_is_beside_test_it_alone_chooses(tmp_path: Path) -> None:
+    """Looks, and with them the length of an average, are of val; what is measured at the end is of test."""
+    splits = SQUARES.splits.copy()
+    splits[:30] = "test"
+    made = training(replace(SQUARES, splits=splits), replace(FAST, steps=20, warmup_steps=2), network=TINY)
+    assert torch.equal(made.held_out.pixels, SQUARES.pixels[30:60])
+    assert len(made.dataset) == 440 and made.config["held_out_hash"] != made.held_out.fingerprint
+    found = train(made, tmp_path, watch=Quiet())
+    assert {metric.n for metric in found.metrics} == {30}
+    test = replace(made.held_out, pixels=SQUARES.pixels[:30], labels=torch.from_numpy(SQUARES.labels[:30]))
+    again = CatFlow.load(tmp_path).losses(test.pixels, test.labels).metrics()
+    told = {metric.name: metric.value for metric in found.metrics}
+    assert {m.name: m.value for m in again}["loss"] == pytest.approx(told["loss"], rel=FLOAT32)
+
+
+def test_what_one_training_picture_cannot_tell_is_absent(folder: Path) -> None:
+    flow, labels, pixels = CatFlow.load(folder), torch.from_numpy(SQUARES.labels), SQUARES.pixels
+    some, one = Labelled(pixels[1:61], labels[1:61]), Labelled(pixels[:1], labels[:1])
+    sets = Sets(Labelled(pixels, labels), some, one, (), "", "")
+    eyes = Eyes(lambda some: some.flatten(1).double(), None, {}, {})  # type: ignore[arg-type]
+    made, found = Labelled(flow.sample(labels[:24], steps=1), labels[:24]), Findings()
+    of_samples(found, flow, sets, eyes, made, 0, Shown(CLASSES, {}))
+    assert {*OF_MEMORY, *OF_HELD_OUT} <= found.absent.keys() and "one picture" in found.absent["memorised"]
+    assert "frechet_samples" in {metric.name for metric in found.metrics}
 
 
 def test_presets_say_what_they_are_called_for() -> None:

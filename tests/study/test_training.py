@@ -101,6 +101,26 @@ def test_a_run_that_learned_nothing_leaves_no_bundle(tmp_path: Path) -> None:
     assert not (tmp_path / weights.WEIGHTS).exists()
 
 
+def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """A sheet of samples cannot be written at step 20; once it can, nothing is trained twice, and it ends as ever."""
+    whole, full, seen = tmp_path / "whole", [True], list[int]()
+
+    def show(model: nn.Module, step: int) -> None:
+        seen.append(step)
+        if full and step == 20:
+            raise OSError(28, "No space left on device")
+
+    some = training(show=show, show_every=1, checkpoint_every=1)
+    with pytest.raises(FitError, match="No space left on device.*its last state is kept: mend that, and the same call"):
+        train(some, tmp_path / "cut", watch=Quiet())
+    full.clear()
+    again = train(some, tmp_path / "cut", watch=Quiet())
+    assert seen == [*range(1, 21), *range(20, again.result.spec.steps + 1)]
+    assert train(some, whole, watch=Quiet()).result.looks == again.result.looks
+    assert (whole / weights.WEIGHTS).read_bytes() == (tmp_path / "cut" / weights.WEIGHTS).read_bytes()
+    assert not list((tmp_path / "cut" / "checkpoints").glob("run-*"))
+
+
 @pytest.mark.parametrize("name", [weights.WEIGHTS, weights.CONFIG, METRICS, TRAINING])
 def test_a_bundle_that_lost_a_file_is_made_again_without_training(name: str, tmp_path: Path) -> None:
     first = train(training(), tmp_path, watch=Quiet())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,15 @@ from flops_fit.cli.training import MOST_SEED, CodecName
 from flops_fit.errors import FlopsFitError, InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flops_fit.recipes.cats import CatFlow
     from flops_fit.recipes.sentences import SentenceFlow
 
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="a folder that `train` wrote, or a shipped one's name")]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="of the solver; default: the bundle's, else 20; dopri5 finds its own")
+    int | None,
+    typer.Option(min=1, help="of the solver; default: the bundle's, else 20, of pictures 12; dopri5 finds its own"),
 ]
 Until = Annotated[
     float | None, typer.Option(help="of sentences: time at which they are read; before 1 there is noise on them")
@@ -109,17 +113,22 @@ def _pictures(
     import torch
 
     from flops_fit.data.pictures import sheet, writable, write_png
+    from flops_fit.progress import shown
+    from flops_fit.recipes.cats import AT_ONCE
 
     if out is None:
         raise InputError("--out: got none, and pictures are files; give --out FOLDER")
     label = flow.label(breed)
     writable(out, "--out")
-    pixels = flow.sample(torch.full((n,), label), seed, **how)
     called = "any" if breed is None else flow.config["classes"][label].lower().replace(" ", "-")
+    pixels: list[Tensor] = []
     files = [out / f"{called}-{seed}-{number}.png" for number in range(n)]
-    for file, image in zip(files, pixels, strict=True):
-        write_png(file, image)
-    write_png(out / SHEET, sheet(pixels, columns=max(1, round(n**0.5))))
+    parts = flow.drawn(torch.full((n,), label), seed, **how)
+    for part in shown(parts, math.ceil(n / AT_ONCE), f"drawing {n:,} pictures"):  # each is kept as soon as it is there
+        for image in part:
+            write_png(files[len(pixels)], image)
+            pixels.append(image)
+    write_png(out / SHEET, sheet(torch.stack(pixels), columns=max(1, round(n**0.5))))
     document = {"class": breed, "files": [str(file) for file in files]}
     return document, f"{n} pictures and {SHEET}: {out}"
 

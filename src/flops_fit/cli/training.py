@@ -12,6 +12,7 @@ from flops_fit.cli.app import AsJson, app, printed
 from flops_fit.errors import InputError
 
 if TYPE_CHECKING:
+    from flops_fit.data.pictures import Pictures
     from flops_fit.study.training import Training
 
 train_app = typer.Typer(no_args_is_help=True, help="Train one model and keep it as a bundle; a killed run goes on.")
@@ -155,6 +156,7 @@ def dit_cats(
     if augmentation_level not in AUGMENTATIONS:
         raise InputError.unknown("--augmentation-level", augmentation_level, AUGMENTATIONS)
     pictures = cat_pictures(data, tiny_presets(chosen.network)["image_size"])
+    _left_out(pictures)
     folder = output or Path("outputs") / f"cats-{preset}-{seed}"
     made = training(
         pictures, chosen, seed=seed, augmentation=augmentation_level, checkpoint_every=checkpoint_every,
@@ -194,10 +196,11 @@ def cats_classifier(
 
     begun: bool | str = {None: True, "none": False}.get(pretrained, pretrained or True)
     check(backbone, begun)
+    pictures = cat_pictures(data, image_size)
+    _left_out(pictures)
     made = training(
-        cat_pictures(data, image_size), backbone, begun, epochs, batch_size, lr, augmentation_level, heads_first,
-        patience, seed,
-    )  # fmt: skip
+        pictures, backbone, begun, epochs, batch_size, lr, augmentation_level, heads_first, patience, seed
+    )
     _train(made, output or Path("outputs") / f"cats-classifier-{seed}", resume, as_json)
 
 
@@ -218,6 +221,12 @@ def _train(made: Training, output: Path, resume: bool, as_json: bool) -> None:
         if made.config.get("gaussian"):
             lines.append(f"loss_gaussian: {made.config['gaussian']}")
         printed("\n".join([*lines, f"bundle: {output}", "TRAINING COMPLETE"]))
+
+
+def _left_out(pictures: Pictures) -> None:
+    """Told before hours are spent on the others."""
+    if pictures.skipped:
+        print(f"{pictures.name}: {len(pictures.pixels):,} pictures are used{pictures.but}", file=sys.stderr)
 
 
 def _share(name: str, text: str) -> float:

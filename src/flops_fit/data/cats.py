@@ -36,6 +36,7 @@ from flops_fit.data.pictures import (
     bytes_in,
     decoded,
     dimensions,
+    left_out,
 )
 from flops_fit.data.text import cache_folder, store
 from flops_fit.errors import InputError
@@ -45,6 +46,12 @@ BREEDS = ("Abyssinian", "Bengal", "Birman", "Bombay", "British Shorthair", "Egyp
           "Ragdoll", "Russian Blue", "Siamese", "Sphynx")  # fmt: skip
 CLASSES = (*BREEDS, "Other")
 OTHER = len(BREEDS)
+DOGS = (  # of the set
+    "american bulldog", "american pit bull terrier", "basset hound", "beagle", "boxer", "chihuahua",
+    "english cocker spaniel", "english setter", "german shorthaired", "great pyrenees", "havanese", "japanese chin",
+    "keeshond", "leonberger", "miniature pinscher", "newfoundland", "pomeranian", "pug", "saint bernard", "samoyed",
+    "scottish terrier", "shiba inu", "staffordshire bull terrier", "wheaten terrier", "yorkshire terrier",
+)  # fmt: skip
 
 OFFICIAL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # leads on to wherever the set lies now
 ARCHIVES = {  # NAME.tar.gz holds the folder NAME: (bytes, checksum), as TensorFlow Datasets 4.9 states them
@@ -60,7 +67,6 @@ SPECIES = {"1": True, "2": False}  # in the lists: whether it is a cat
 SIZE = 64           # pixels a side, where nothing else is asked for
 KEPT_FROM = 500     # images, whose pixels are kept: to decode so many takes longer than to read them
 FORMAT = 2          # of what is kept; another one is made anew
-NAMED = 3           # skipped images that a message names
 ALLOWED = (
     "the folder that `flops-fit data get cats` makes (or another with images/, and annotations/ or not), a folder with "
     "one subfolder of images a class (train/ and val/ or test/ above them or not), or a parquet file with the columns "
@@ -158,7 +164,7 @@ class Contents(Record):
             f"{'class':<18}{''.join(f'{split:>8}' for split in splits)}",
             *(f"{name:<18}{''.join(f'{count:>8,}' for count in counts)}" for name, *counts in (*rows, total)),
             f"split {self.parted}",
-            f"{len(self.skipped):,} left out{_first(self.skipped)}",
+            left_out(self.skipped),
             f"hash {self.hash}",
         ])  # fmt: skip
 
@@ -216,7 +222,7 @@ def _read(path: Path, found: Found, digests: Sequence[bytes], size: int) -> tupl
     skipped = (*(f"{found.rows[i].name}: {why}" for i, why in broken.items()), *found.skipped)
     if len({row.label for row in rows}) < 2:
         held = f"{len(rows):,} images of {CLASSES[rows[0].label]} alone" if rows else "no image that can be used"
-        told = f"path: {path} holds {held}, {len(skipped):,} are left out{_first(skipped)}"
+        told = f"path: {path} holds {held}, {left_out(skipped)}"
         raise InputError(f"{told}; give images of two classes at least")
     splits, parted = [row.split for row in rows], "as given"
     if {*splits} <= {"", "train"}:
@@ -227,11 +233,6 @@ def _read(path: Path, found: Found, digests: Sequence[bytes], size: int) -> tupl
     return Pictures(
         name=name, pixels=pixels, labels=labels, splits=np.array(splits), parted=parted, skipped=skipped
     ), kept
-
-
-def _first(skipped: Sequence[str]) -> str:
-    more = ["..."] if len(skipped) > NAMED else []
-    return f" ({'; '.join([*skipped[:NAMED], *more])})" if skipped else ""
 
 
 def _parted(labels: Sequence[int], digests: Sequence[bytes]) -> list[str]:
@@ -364,13 +365,12 @@ def _listed(annotations: Path) -> dict[str, tuple[bool, str]]:
 
 
 def _class_by_name(file: Path) -> int:
-    """By the beginning of the name; of the set, dogs are those that begin in lower case."""
+    """By the beginning of the name: a class, or a breed of the set's dogs."""
     spelled = re.sub(r"[\s_-]+", " ", file.stem).casefold()
-    for label, name in enumerate(CLASSES):
-        if re.match(rf"{name.casefold()}(?![a-z])", spelled):
+    known = {name.casefold(): label for label, name in enumerate(CLASSES)} | dict.fromkeys(DOGS, OTHER)
+    for name, label in known.items():
+        if re.match(rf"{name}(?![a-z])", spelled):
             return label
-    if file.name[0].islower():
-        return OTHER
     return class_number(re.split(r"[_\s-]*\d", file.stem)[0], f"path: the beginning of {file}")
 
 

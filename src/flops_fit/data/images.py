@@ -157,6 +157,14 @@ def sides(pictures: Pictures) -> tuple[Tensor, Tensor, str]:
     return torch.from_numpy(np.flatnonzero(training)), torch.from_numpy(np.flatnonzero(held)), how
 
 
+def spare(pictures: Pictures) -> Tensor:
+    """Indices that `sides` puts on neither: those of val, where the data name val beside test, to choose by."""
+    left = np.isin(pictures.splits, TESTING)
+    known, held, _ = sides(pictures)
+    left[torch.cat((known, held)).numpy()] = False
+    return torch.from_numpy(np.flatnonzero(left))
+
+
 def by_hash(pixels: Tensor, share: float) -> Tensor:
     """(N,) bool: true for about that share of images (N, C, H, W) uint8, by hash of each: equal ones are told alike."""
     heads = [hashlib.sha256(image.numpy()).digest()[:4] for image in pixels]

@@ -10,7 +10,6 @@ import io
 import os
 import pickle
 import re
-import sys
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from flops_fit.data import parquet
 from flops_fit.errors import InputError, MissingExtra
+from flops_fit.progress import shown
 
 MOST_CORRUPT = 0.01  # of the images; above it the data are at fault
 TRAINING = ("train", "training")
@@ -35,6 +35,7 @@ UP = 1e-9  # halves are rounded up on every machine, whichever way its last digi
 RESIZED_AT_ONCE = 64  # images, in float64
 AT_ONCE = 256        # images that a thread decodes before it asks for more
 TOLD_FROM = 4 * AT_ONCE  # images, of which a terminal shows how many are decoded
+NAMED = 3            # images left out that a message names
 LEAST_SIDE = 8       # pixels of a photograph
 PHOTOGRAPHS = ("RGB", "L")  # modes, as Pillow calls them: 8 bits a channel, three of them or grey
 IMAGE_COLUMNS = ("image", "img", "jpeg", "jpg", "png", "bytes")
@@ -58,6 +59,17 @@ class Pictures:
     def corrupt(self) -> int:
         """Images that are left out."""
         return len(self.skipped)
+
+    @property
+    def but(self) -> str:
+        """What a sentence about them must add: those that are left out, if any."""
+        return f"; {left_out(self.skipped)}" if self.skipped else ""
+
+
+def left_out(skipped: Sequence[str]) -> str:
+    """How many images are left out, and why the first of them."""
+    named = "; ".join([*skipped[:NAMED], *(["..."] if len(skipped) > NAMED else [])])
+    return f"{len(skipped):,} left out" + (f" ({named})" if named else "")
 
 
 # --- readers --------------------------------------------------------------------------------------------------------
@@ -192,7 +204,9 @@ def decoded(encoded: Sequence[bytes | Path], size: int, photographs: bool = Fals
             warnings.filterwarnings("ignore", module="PIL")  # of metadata that are not read
             warnings.filterwarnings("error", category=pillow.Image.DecompressionBombWarning)
         starts = range(0, len(encoded), AT_ONCE)
-        _shown(workers.map(decode, starts), len(starts), len(encoded))
+        parts = workers.map(decode, starts)
+        for _ in shown(parts, len(starts), f"decoding {len(encoded):,} images", quiet=len(encoded) < TOLD_FROM):
+            pass
     kept = [i for i in range(len(encoded)) if i not in broken]
     return pixels[kept] if broken else pixels, dict(sorted(broken.items()))
 
@@ -218,17 +232,6 @@ def _pillow() -> Any:
     except ImportError as error:
         raise MissingExtra.of("Pillow", "data", "to decode images") from error
     return PIL
-
-
-def _shown(parts: Iterator[None], count: int, images: int) -> None:
-    """Waits for all parts; a terminal shows how many are done."""
-    from rich.console import Console
-    from rich.progress import track
-
-    quiet = images < TOLD_FROM or not sys.stderr.isatty()
-    told = {"console": Console(stderr=True), "transient": True, "disable": quiet, "total": count}
-    for _ in track(parts, f"decoding {images:,} images", **cast(Any, told)):
-        pass
 
 
 def _decode(pillow: Any, size: int, encoded: bytes | Path, photograph: bool = False) -> Tensor | str:
@@ -267,7 +270,7 @@ def write_png(path: Path, pixels: Tensor) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise InputError(f"--out: {path} cannot be written ({error}); give a folder that exists") from error
+        raise InputError(f"out: {path} cannot be written ({error}); give a folder that exists") from error
 
 
 def writable(folder: Path, argument: str) -> Path:

@@ -105,13 +105,16 @@ def calibration_error(logits: Tensor, labels: Tensor) -> Metric:
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T for which softmax(logits / T) has the least negative log-likelihood (V12; Guo et al. 2017, section 4.2).
+    """The T for which softmax(logits / T) tells the labels best (V12; Guo et al. 2017, section 4.2), no label being
+    quite sure, as in `line_of_odds`: few rows that are all right must not make it infinitely sure.
 
-    Within `TEMPERATURES`: where all rows are right it would be 0, and where they are wrong more than by chance
-    infinite; then the end is returned. 1 where no T changes the loss. Fit it on rows that no score is taken of.
+    Within `TEMPERATURES`: where rows are wrong more than by chance it would be infinite; then the end is returned. 1
+    where no T changes the loss. Fit it on rows that no score is taken of.
     """
     scores, truth = _checked(logits, labels)
-    above = scores - scores[np.arange(len(truth)), truth][:, None]  # (n, K), over the label's
+    n, classes = scores.shape
+    above = scores - scores[np.arange(n), truth][:, None]  # (n, K), over the label's
+    above -= above.sum(axis=1, keepdims=True) / ((classes - 1) * (n + 2))  # over what the targets of V12 hope for
 
     def slope(log_temperature: float) -> float:
         """Of the loss along 1 / T, along which it is convex."""

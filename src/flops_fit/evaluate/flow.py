@@ -14,6 +14,7 @@ from flops_fit.evaluate.metric import Metric, mean_of, ratio_of
 from flops_fit.flow.loss import squared_error
 from flops_fit.flow.paths import Path
 from flops_fit.flow.solvers import Velocity, solve
+from flops_fit.progress import shown
 
 TIMES = 40  # midpoints of equal slices of [0, 1]
 BANDS = 10  # of time, in tables
@@ -66,7 +67,7 @@ def held_out_losses(
     generator = torch.Generator().manual_seed(seed)
     times = (torch.arange(TIMES, dtype=torch.float64) + 0.5) / TIMES
     found: dict[str, list[Tensor]] = {name: [] for name in velocities}
-    for time in times:
+    for time in shown(times, TIMES, f"losses of {len(data):,} rows", quiet=len(data) < AT_ONCE // 2):
         noise = torch.randn(data.shape, generator=generator).to(data)
         for name in velocities:
             found[name].append(torch.empty(len(data), dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,6 +28,7 @@ def classifier_free(
 ) -> Velocity:
     """v_null + scale (v_label - v_null), Ho and Salimans 2022 (arXiv 2207.12598); both in one pass of 2B rows (F10)."""
     _check_interval(interval)
+    _check_scale(scale)
     low, high = interval[0] - ROUNDING, interval[1] + ROUNDING
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
@@ -46,6 +48,7 @@ def classifier_free(
 
 def autoguidance(network: Velocity, weaker: Velocity, scale: float) -> Velocity:
     """Away from a worse model of the same data, Karras et al. 2024 (arXiv 2406.02507): w + scale (v - w) (F11)."""
+    _check_scale(scale)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         worse = weaker(x, t)
@@ -94,6 +97,11 @@ def _norm(x: Tensor) -> Tensor:
     largest = rows.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # (B, 1)
     length = largest * (rows / largest).square().sum(dim=1, keepdim=True).sqrt().clamp(min=1)
     return length.reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def _check_scale(scale: float) -> None:
+    if not 0 <= scale < math.inf:
+        raise InputError(f"guidance: got {scale}; allowed are finite numbers from 0 on, 1 for none")
 
 
 def _check_interval(interval: tuple[float, float]) -> None:

@@ -205,7 +205,7 @@ def _weights(backbone: str, pretrained: bool | str | os.PathLike[str]) -> tuple[
     else:
         raise InputError(
             f"pretrained: got True, but no package brings weights of {backbone}; give the path of a checkpoint of "
-            f"{kind.checkpoint}, or False"
+            f"{kind.checkpoint}, or False (--pretrained none)"
         )
     return {name: value for name, value in tensors.items() if not name.startswith("fc.")}, f"pretrained: {where}"
 
@@ -213,7 +213,7 @@ def _weights(backbone: str, pretrained: bool | str | os.PathLike[str]) -> tuple[
 def _read(path: Path, whose: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint file, which may hold nothing else."""
     if not path.is_file():
-        raise InputError(f"pretrained: no file {path}; give a checkpoint of {whose}, True or False")
+        raise InputError(f"pretrained: no file {path}; give a checkpoint of {whose}, or False (--pretrained none)")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch have errors of their own

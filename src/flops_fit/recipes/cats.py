@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as Folder
@@ -30,6 +31,7 @@ NEEDED = ("image_size", "classes", "network", "path", "predicts", "precondition"
           "data_hash")  # fmt: skip
 PRECONDITIONS = ("residual", "unit", "spectral", "none")  # what is around the network: see `preconditioned`
 SHRINKAGES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.5)  # of the full covariance; the best is reported
+CHOOSERS = 400  # pictures: of thousands all nine shrinkages would take longer than the network itself
 SAMPLING = {"method": "heun", "steps": 12, "guidance": 4.0}  # where a bundle does not say how it is best sampled
 AT_ONCE = 8  # pictures that are sampled together: 16 with guidance, whose parts stay in the caches
 
@@ -72,12 +74,20 @@ class CatFlow(nn.Module):
         known = Flow(self.path, predicts=self.config["predicts"]).velocity(over)
         return known if labels is None else lambda x, t: known(x, t, labels=labels)
 
-    @torch.no_grad()
     def sample(
         self, labels: Tensor, seed: int = 0, method: str | None = None, steps: int | None = None,
         guidance: Guidance | float | None = None,
     ) -> Tensor:  # fmt: skip
-        """(n, C, S, S) uint8 pictures of these classes (n,); K, the null label, is of any.
+        """(n, C, S, S) uint8 pictures of these classes (n,): all that `drawn` gives, at once."""
+        return torch.cat(list(self.drawn(labels, seed, method, steps, guidance)))
+
+    @torch.no_grad()
+    def drawn(
+        self, labels: Tensor, seed: int = 0, method: str | None = None, steps: int | None = None,
+        guidance: Guidance | float | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """(up to AT_ONCE, C, S, S) uint8 pictures of the first of these classes (n,), then of the next ones; K, the
+        null label, is of any.
 
         Picture i depends on the seed, i and its label alone, not on how many there are (but for dopri5, which finds
         its steps for all of them together). What is not given is as the bundle has it (`sampling`); a number as
@@ -90,12 +100,10 @@ class CatFlow(nn.Module):
         method, steps = method or str(self.sampling["method"]), steps or int(self.sampling["steps"])
         null = torch.tensor([self.network.null])
         prepared = Prepared(self.network, times_asked(method, steps), torch.cat((labels, null)))
-        found = []
         for start in range(0, len(labels), AT_ONCE):
             some = labels[start : start + AT_ONCE]
             noise = torch.stack([self.noise(seed, start + i) for i in range(len(some))])
-            found.append(solve(self._guided(some, prepared, guided), noise, method, steps).x)
-        return self.pixels(torch.cat(found))
+            yield self.pixels(solve(self._guided(some, prepared, guided), noise, method, steps).x)
 
     def pixels(self, x: Tensor) -> Tensor:
         """(n, C, S, S) as the network gives them -> uint8, the inverse of `normalised` but for rounding."""
@@ -109,15 +117,30 @@ class CatFlow(nn.Module):
 
     def led(self, scale: float | None = None) -> Guidance:
         """How its samples are best led to their class, as its config has it, but for the scale where one is given."""
+        told = {**self.led_so}
+        if "interval" in told:
+            told["interval"] = tuple(told["interval"])
+        return Guidance(float(self.sampling["guidance"] if scale is None else scale), **told)
+
+    @property
+    def led_so(self) -> dict[str, Any]:
+        """What its config says of guidance beside its scale; empty where it says nothing."""
         told = self.config.get("sampling", {})
-        return Guidance(
-            float(self.sampling["guidance"] if scale is None else scale), tuple(told.get("interval", (0.0, 1.0))),
-            bool(told.get("optimised", False)), float(told.get("still_until", 0.0)),
-        )  # fmt: skip
+        return {name: told[name] for name in ("interval", "optimised", "still_until") if name in told}
 
     def label(self, name: str | None) -> int:
-        """Of a class by its name, however it is spelled; None: of none. Raises InputError, the nearest named."""
-        return self.network.null if name is None else class_number(name, "--class", self.config["classes"])
+        """Of a class by its name, however it is spelled; None: of none.
+
+        Raises:
+            InputError: an unknown class, the nearest named, or one of which there was no picture to train on.
+        """
+        if name is None:
+            return self.network.null
+        number, seen = class_number(name, "--class", self.config["classes"]), self.config.get("seen")
+        if seen is not None and self.config["classes"][number] not in seen:
+            told = f"--class: got {name!r}, of which there was no picture in training"
+            raise InputError(f"{told}; allowed are {', '.join(seen)}")
+        return number
 
     def _guided(self, labels: Tensor, prepared: Prepared, guidance: Guidance) -> Velocity:
         if guidance.weaker is not None:
@@ -191,10 +214,11 @@ def preconditioned(network: nn.Module, kind: str, path: Path | str, spectrum: Sp
 
 def gaussians(known: Tensor, data: Tensor, flow: CatFlow) -> dict[str, Velocity]:
     """The isotropic Gaussian of training pictures (m, C, S, S) and their mirror images, and that with the full
-    covariance whose shrinkage is the best one on `data`."""
+    covariance whose shrinkage is the best one on `data`, of which at most CHOOSERS tell."""
     both = torch.cat((known, known.flip(3)))
     wide = [one.velocity(flow.path) for one in shrunk(both, SHRINKAGES)]
-    few = held_out_losses({str(i): one for i, one in enumerate(wide)}, flow.path, data).by_name
+    some = data[:: math.ceil(len(data) / CHOOSERS)]
+    few = held_out_losses({str(i): one for i, one in enumerate(wide)}, flow.path, some).by_name
     best = min(range(len(wide)), key=lambda i: float(few[str(i)].mean()))
     return {"isotropic": isotropic(both).velocity(flow.path), "gaussian": wide[best]}
 

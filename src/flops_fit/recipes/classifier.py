@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from flops_fit.data.augment import Augmented
 from flops_fit.data.cats import CLASSES, OTHER
-from flops_fit.data.images import Images, by_hash, enough, sides
-from flops_fit.data.pictures import TESTING, Pictures, decoded
+from flops_fit.data.images import Images, by_hash, enough, sides, spare
+from flops_fit.data.pictures import Pictures, decoded
 from flops_fit.errors import InputError
 from flops_fit.evaluate.accuracy import (
     calibration_error,
@@ -41,6 +41,7 @@ from flops_fit.train.options import TrainOptions
 KIND = "classifier"
 NEEDED = ("backbone", "classes", "image_size", "data", "data_hash")
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, arXiv 1512.00567)
+AVERAGE = 0.05  # of the run, whose mean weights are the bundle's
 CAT_SHARE = 0.3  # of the loss: cat or not is learned sooner than the breed
 CALIBRATION = 0.1  # of the training pictures: they choose weights and temperature, where no others are there for it
 AT_ONCE = 64
@@ -49,8 +50,10 @@ SAID = 3  # classes that are told of a picture, in words
 
 @dataclass(frozen=True)
 class Telling:
-    """(model, (pictures, labels (B,))) -> cross-entropy of the breed, and of being a cat; smoothed in training only.
-    Rare classes weigh more in both.
+    """(model, (pictures, labels (B,))) -> cross-entropy of the breed, and of being a cat; rare classes weigh more.
+
+    Smoothed where weights are chosen too: by labels that are quite sure, later weights, whose certainty has come to be
+    what smoothing asks for, look worse than early ones (experiments/cats).
 
     Args:
         shares: weight of each class in the loss, of mean 1 over the training pictures.
@@ -61,10 +64,9 @@ class Telling:
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         pictures, labels = batch
         heads: Heads = model(pictures)
-        smoothing = SMOOTHING if model.training else 0.0
         weight = heads.breeds.new_tensor(self.shares)[labels]  # (B,)
-        breed = F.cross_entropy(heads.breeds, labels, reduction="none", label_smoothing=smoothing)
-        cat = (labels != OTHER).to(heads.cat) * (1 - smoothing) + smoothing / 2  # (B,)
+        breed = F.cross_entropy(heads.breeds, labels, reduction="none", label_smoothing=SMOOTHING)
+        cat = (labels != OTHER).to(heads.cat) * (1 - SMOOTHING) + SMOOTHING / 2  # (B,)
         is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat, weight=self._balance(labels).to(heads.cat))
         return (1 - CAT_SHARE) * (weight * breed).mean() + CAT_SHARE * is_cat
 
@@ -153,7 +155,8 @@ def training(
     size = train.pixels.shape[2]
     config = {
         "kind": KIND, "backbone": backbone, "classes": list(CLASSES), "image_size": size, "augmentation": augmentation,
-        "pretrained": origin(pretrained), "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
+        "pretrained": origin(pretrained),
+        "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}{pictures.but}",
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
 
@@ -180,6 +183,7 @@ def training(
         options=TrainOptions(
             warmup=0.05, decay=0.7, weight_decay=0.02, looks=10, learns_by=0.5, patience=patience,
             heads_first=heads_first, precision="fast",
+            ema=None if pretrained is False else AVERAGE,  # norms that learn have statistics of the last weights alone
         ),
         config=config, parts=parts, evaluate=judged, finish=finish, half=True,
     )  # fmt: skip
@@ -206,10 +210,7 @@ def parts_of(pictures: Pictures, backbone: str) -> tuple[Images, Images, Images]
     """
     if backbone not in BACKBONES:
         raise InputError.unknown("backbone", backbone, BACKBONES)
-    known, held, _ = sides(pictures)
-    spare = np.isin(pictures.splits, TESTING)
-    spare[torch.cat((held, known)).numpy()] = False
-    outside = torch.from_numpy(np.flatnonzero(spare))
+    (known, held, _), outside = sides(pictures), spare(pictures)
     inside = known
     if not len(outside):
         low = by_hash(pictures.pixels[known], CALIBRATION)

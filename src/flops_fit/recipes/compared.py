@@ -90,7 +90,8 @@ def _flows(both: str, pair: list[CatFlow], data: str, sampling: Sampling | None,
     if eyes.classifier is not None:
         right = [(eyes.classifier(some.rows).breeds.argmax(dim=1) == some.labels).double().numpy() for some in made]
         found.append(mean_of("agreement_difference", right[0] - right[1]))
-    how = {"first": asked[0].to_dict(), "second": asked[1].to_dict()}
+    first, second = ({**how.to_dict(), **flow.led_so} for flow, how in zip(pair, asked, strict=True))
+    how = {"first": first, "second": second}
     return Evaluation(
         both, sets.described, sets.sha256, tuple(found), absent, sampled=how, measured_by=eyes.hashes,
         notes=(*sets.notes, READ),

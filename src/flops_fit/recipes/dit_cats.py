@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flops_fit.data.cats import CLASSES, cat_pictures
-from flops_fit.data.images import Augment, Images, enough, sides, statistics
+from flops_fit.data.images import Augment, Images, enough, sides, spare, statistics
 from flops_fit.data.pictures import Pictures, drawn_shapes, sheet, write_png
 from flops_fit.errors import InputError
 from flops_fit.evaluate.metric import Metric
@@ -142,6 +142,8 @@ def training(
     if augmentation not in AUGMENTATIONS:
         raise InputError.unknown("augmentation", augmentation, AUGMENTATIONS)
     train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
+    others = spare(pictures)  # looks, and the length of an average that they choose, are not to know what judges
+    looked = Images(pictures.pixels[others], torch.from_numpy(pictures.labels)[others], train.mean, train.std)
     known |= {"augments": 2} if train.told else {}
     if precondition is None:
         precondition = PRECONDITION if predicts == "velocity" else "none"
@@ -154,9 +156,12 @@ def training(
     config = {
         "kind": KIND, "image_size": size, "classes": list(CLASSES), "network": {"hidden": hidden, **known},
         "path": "linear", "predicts": predicts, "precondition": precondition, "times": preset.times,
-        "augmentation": train.augment, "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
+        "augmentation": train.augment,
+        "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}{pictures.but}",
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
+    seen = [CLASSES[number] for number in train.labels.unique().tolist()]
+    config |= {"seen": seen} if len(seen) < len(CLASSES) else {}
 
     plain: dict[str, Velocity] = {"zero": zero, "Gaussian": spectrum.velocity(path_named("linear"))}
 
@@ -174,7 +179,8 @@ def training(
             "image_size": size, "classes": len(CLASSES), "network": known, "path": "linear",
             "precondition": precondition, "spectrum": known_spectrum(precondition, spectrum),
         },
-        dataset=train, held_out=held_out, objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
+        dataset=train, held_out=looked if len(looked) > 1 else held_out,
+        objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
         steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
         micro_batch=preset.batch_size if preset.accumulation > 1 else None,
         options=options(preset), config=config, parts=parts, evaluate=judged, half=half, choose=False,
@@ -289,7 +295,7 @@ def study(data: str | None = None) -> Study:
         span=2.3,
         max_epochs=SWEEP_EPOCHS,
         batch_size=64,
-        describe_data=f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
+        describe_data=f"{pictures.name}: {len(train):,} pictures of {size} x {size}{pictures.but}",
     )
 
 

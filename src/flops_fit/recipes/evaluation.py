@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -37,6 +38,8 @@ class Sampling:
             raise InputError(f"--samples: got {self.samples}; allowed are 0 (none) or at least {FEWEST}")
         if self.until is not None and not 0 < self.until <= 1:
             raise InputError(f"--until: got {self.until}; allowed is a time above 0, noise, up to 1, data")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise InputError(f"--guidance: got {self.guidance}; allowed are finite numbers from 0 on, 1 for none")
         if self.method not in (None, *FIXED, "dopri5"):
             raise InputError.unknown("method", self.method, [*FIXED, "dopri5"])
 

@@ -7,6 +7,7 @@ a floor (real pictures and other real ones) and a ceiling (the noise that sample
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -30,7 +31,8 @@ from flops_fit.evaluate.precision_recall import precision_recall
 from flops_fit.evaluate.sets import memorised, nearest
 from flops_fit.models import weights
 from flops_fit.models.classifier import Heads
-from flops_fit.recipes.cats import CatFlow
+from flops_fit.progress import shown
+from flops_fit.recipes.cats import AT_ONCE, CatFlow
 from flops_fit.recipes.classifier import CatClassifier, cat_right, normalisation, scores
 from flops_fit.recipes.evaluation import FEWEST, Evaluation, Sampling
 
@@ -172,7 +174,7 @@ def flow_judged(
     return Evaluation(
         bundle, sets.described, sets.sha256, tuple(found.metrics), found.absent, losses.by_time(),
         {name: tuple(metrics) for name, metrics in found.by_class.items()},
-        sampling.to_dict() if sampling else {}, eyes.hashes if eyes else {}, sets.notes,
+        {**sampling.to_dict(), **flow.led_so} if sampling else {}, eyes.hashes if eyes else {}, sets.notes,
     ), shown  # fmt: skip
 
 
@@ -217,8 +219,9 @@ def drawn(flow: CatFlow, sampling: Sampling, like: Tensor) -> Labelled:
     """Pictures (n, 3, S, S) uint8 and their classes, of each as large a share as `like` (m,) has."""
     places = (torch.arange(sampling.samples) + 0.5) / sampling.samples * len(like)
     labels = like.sort().values[places.long()]
-    pixels = flow.sample(labels, sampling.seed, sampling.method, sampling.steps, sampling.guidance)
-    return Labelled(pixels, labels)
+    parts = flow.drawn(labels, sampling.seed, sampling.method, sampling.steps, sampling.guidance)
+    told = shown(parts, math.ceil(len(labels) / AT_ONCE), f"drawing {len(labels):,} pictures")
+    return Labelled(torch.cat(list(told)), labels)
 
 
 def of_samples(
@@ -243,7 +246,10 @@ def of_samples(
             train = Labelled(look(sets.train.rows), sets.train.labels)
             mirrored = look(sets.train.rows.flip(3)) if flow.config["augmentation"] != "none" else None
             of_held_out(found, generated, train, held_out)
-            found.metrics += memorised(generated.rows, train.rows, held_out.rows, mirrored)
+            if len(train.rows) < 2:
+                found.without(OF_MEMORY, "one picture to train on: how far those are from each other cannot be said")
+            else:
+                found.metrics += memorised(generated.rows, train.rows, held_out.rows, mirrored)
             neighbours = closest(made.rows, generated.rows, sets.train.rows, train.rows, mirrored)
     if eyes.classifier is not None:
         told = eyes.classifier(made.rows)

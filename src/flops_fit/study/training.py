@@ -130,8 +130,10 @@ def _told(known: Mapping[str, float], beacon: Beacon) -> Look | None:
 
 def _after_failure(folder: Path, result: RunResult) -> str:
     kept = "; the bundle in the folder is of a run before it" if (folder / TRAINING).exists() else ""
-    cause = "lower lr, or look at the data" if result.status == "diverged" else "mend that"
-    return f"nothing was kept but its journal{kept}: {cause}, and train anew with resume=False (--no-resume)"
+    if result.status == "failed":
+        return f"its last state is kept{kept}: mend that, and the same call goes on from there"
+    told = "lower lr, or look at the data, and train anew with resume=False (--no-resume)"
+    return f"nothing was kept but its journal{kept}: {told}"
 
 
 @dataclass(frozen=True)

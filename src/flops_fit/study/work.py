@@ -24,7 +24,8 @@ def work_off(
     try:
         for result in executor.run(todo, task, watch.event):
             journal.append(result)
-            Checkpoints(journal.path.parent / CHECKPOINTS).forget(result.spec)
+            if result.status != "failed":  # one that failed, for a full disk say, goes on with the next call
+                Checkpoints(journal.path.parent / CHECKPOINTS).forget(result.spec)
             watch.done(result)
     finally:
         watch.end()
