@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flops_fit.data.augment import LEVELS, SMALLEST, Augmented, coloured, cropped, flipped
+from flops_fit.data.augment import LEVELS, SMALLEST, Augmented, coloured, cropped, flipped, patched
 from flops_fit.data.batches import prepare, seeded
 from flops_fit.data.images import Images
 from flops_fit.errors import InputError
@@ -63,6 +63,25 @@ def test_colours_change_and_what_is_where_does_not() -> None:
     assert (made - made[:, :1]).abs().max() < FLOAT
     assert torch.equal(made[:, 0].flatten(1).argsort(dim=1), grey[:, 0].flatten(1).argsort(dim=1))
     assert (made - grey).flatten(1).abs().amax(dim=1).min() > 0
+
+
+def test_a_patch_is_a_rectangle_of_another_image_and_its_share_is_told() -> None:
+    """Images that are one number each: every pixel says whose it is."""
+    x = torch.arange(200.0)[:, None, None, None].expand(-1, 3, 16, 12).contiguous()
+    torch.manual_seed(0)
+    made, others, own = patched(x)
+    assert sorted(others.tolist()) == list(range(200))
+    foreign = made[:, 0] != x[:, 0]  # (B, H, W)
+    for number in foreign.flatten(1).any(dim=1).nonzero()[:, 0].tolist():
+        rows, columns = (foreign[number].any(dim=way) for way in (1, 0))
+        assert torch.equal(foreign[number], rows[:, None] & columns)  # a rectangle, without holes:
+        assert int(rows.int().diff().abs().sum()) <= 2 and int(columns.int().diff().abs().sum()) <= 2
+        assert bool((made[number][:, foreign[number]] == others[number]).all())
+        assert float(own[number]) == pytest.approx(1 - float(foreign[number].float().mean()), abs=FLOAT)
+    mixed = foreign.flatten(1).any(dim=1)
+    assert bool((own[~mixed & (others != torch.arange(200))] == 1).all())
+    assert 65 < int(mixed.sum()) < 135  # 200 coins, five deviations; few rectangles miss every pixel
+    assert own.min() < 0.3 and 0.7 < float(own.mean()) < 0.95
 
 
 def test_an_unknown_level_is_told() -> None:

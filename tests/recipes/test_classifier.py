@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flops_fit.data.augment import patched
 from flops_fit.data.cats import CLASSES, OTHER
 from flops_fit.data.images import sides
 from flops_fit.data.pictures import Pictures
@@ -68,7 +69,7 @@ def test_pictures_of_any_size_and_their_mirror_images_are_told_alike(folder: Pat
 
 
 def test_no_picture_is_on_two_sides() -> None:
-    """Weights and temperature are chosen by pictures that are neither trained on nor in the scores."""
+    """The temperature is chosen by pictures that are neither trained on nor in the scores."""
     twice = colours()
     doubled = replace(
         twice, pixels=twice.pixels.repeat(2, 1, 1, 1), labels=np.tile(twice.labels, 2), splits=np.tile(twice.splits, 2)
@@ -115,6 +116,29 @@ def test_the_loss_is_that_of_both_heads_by_hand() -> None:
     expected = 0.7 * (torch.tensor([0.5, 1.0, 1.0]) * breed).mean() + 0.3 * is_cat.mean()
     for mode in (model.train(), model.eval()):  # weights are chosen by what they are trained for
         assert Telling(shares)(mode, (breeds, labels)).item() == pytest.approx(expected.item(), rel=FLOAT32)
+
+
+def test_a_picture_of_two_is_told_as_both() -> None:
+    """The loss by hand, with the same dice: own share of the own label, the rest of the other's."""
+    labels, x = torch.tensor([0, 1, OTHER, 3] * 4), torch.randn(16, 3, 8, 8)
+    breeds, cat, seen = torch.randn(16, len(CLASSES)), torch.randn(16), list[torch.Tensor]()
+    model = nn.Module()
+    model.forward = lambda pictures: (seen.append(pictures), Heads(breeds, cat))[1]  # type: ignore[method-assign]
+    telling = Telling((1.0,) * len(CLASSES), mixes=True)
+    torch.manual_seed(0)
+    found = telling(model.train(), (x, labels)).item()
+    torch.manual_seed(0)
+    pictures, others, own = patched(x)
+    assert torch.equal(seen[0], pictures) and 0 < float(own.mean()) < 1
+
+    def told(row: int, label: int) -> float:
+        one = (breeds[row : row + 1], torch.tensor([label]))
+        model.forward = lambda pictures: Heads(one[0], cat[row : row + 1])  # type: ignore[method-assign]
+        return telling(model.eval(), one).item()
+
+    parts = [float(own[i]) * told(i, int(labels[i])) + float(1 - own[i]) * told(i, int(labels[others[i]]))
+             for i in range(16)]  # fmt: skip
+    assert found == pytest.approx(sum(parts) / 16, rel=FLOAT32)
 
 
 def test_being_a_cat_is_told_by_both_heads(folder: Path) -> None:

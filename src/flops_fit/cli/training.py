@@ -179,7 +179,7 @@ def cats_classifier(
     lr: Annotated[float, typer.Option(help="largest learning rate of the heads; a pretrained backbone's is a tenth")]
     = 3e-3,
     augmentation_level: Annotated[
-        str, typer.Option(help="none, basic (mirrored), or full (cropped and coloured too)")
+        str, typer.Option(help="none, basic (mirrored), or full (cropped, coloured and mixed too)")
     ] = "full",
     heads_first: Annotated[
         float, typer.Option(help="share of the run in which the backbone stays as it is, from 0 to below 1")

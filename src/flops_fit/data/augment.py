@@ -12,9 +12,10 @@ from torch import Tensor
 from flops_fit.data.images import Images
 from flops_fit.errors import InputError
 
-LEVELS = ("none", "basic", "full")  # nothing; mirrored; cropped, mirrored, coloured
+LEVELS = ("none", "basic", "full")  # nothing; mirrored; cropped, mirrored, coloured, and, in the loss, patched
 SMALLEST = 0.35   # of the area, left by a crop at least (Szegedy et al. 2015, arXiv 1409.4842: .08, of larger images)
 STRETCH = 4 / 3   # of a crop's sides
+PATCHED = 0.5     # of the images, that get a part of another one
 COLOUR = 0.4      # most that brightness, contrast and saturation are changed by
 
 
@@ -80,3 +81,21 @@ def coloured(images: Tensor) -> Tensor:
     images = grey + saturation * (images - grey)
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     return middle + contrast * (images - middle) + (brightness - 1)
+
+
+def patched(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """CutMix (Yun et al. 2019, arXiv 1905.04899): a rectangle of any size in PATCHED of the images is that of another
+    one of the batch.
+
+    Returns (images, numbers (B,) of the others, share (B,) of its area that is each image's own).
+    """
+    count, _, height, width = images.shape
+    others = torch.randperm(count)
+    side = (1 - torch.rand(count)).sqrt() * (torch.rand(count) < PATCHED)  # of the rectangle, as a share of the image's
+    inside = [
+        (torch.arange(length) + 0.5 - length * centre[:, None]).abs() < length * side[:, None] / 2  # (B, length)
+        for length, centre in ((height, torch.rand(count)), (width, torch.rand(count)))
+    ]
+    patch = (inside[0][:, :, None] & inside[1][:, None]).to(images.device)  # (B, H, W)
+    own = 1 - patch.float().mean(dim=(1, 2))
+    return torch.where(patch[:, None], images[others], images), others.to(images.device), own

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flops_fit.data.augment import Augmented
+from flops_fit.data.augment import Augmented, patched
 from flops_fit.data.cats import CLASSES, OTHER
 from flops_fit.data.images import Images, by_hash, enough, sides, spare
 from flops_fit.data.pictures import Pictures, decoded
@@ -43,7 +43,7 @@ NEEDED = ("backbone", "classes", "image_size", "data", "data_hash")
 SMOOTHING = 0.1  # of the labels (Szegedy et al. 2016, arXiv 1512.00567)
 AVERAGE = 0.05  # of the run, whose mean weights are the bundle's
 CAT_SHARE = 0.3  # of the loss: cat or not is learned sooner than the breed
-CALIBRATION = 0.1  # of the training pictures: they choose weights and temperature, where no others are there for it
+CALIBRATION = 0.1  # of the training pictures: they calibrate, and end a run early, where no others are there for it
 AT_ONCE = 64
 SAID = 3  # classes that are told of a picture, in words
 
@@ -52,23 +52,32 @@ SAID = 3  # classes that are told of a picture, in words
 class Telling:
     """(model, (pictures, labels (B,))) -> cross-entropy of the breed, and of being a cat; rare classes weigh more.
 
-    Smoothed where weights are chosen too: by labels that are quite sure, later weights, whose certainty has come to be
-    what smoothing asks for, look worse than early ones (experiments/cats).
+    Smoothed where it is held out too: by labels that are quite sure, later weights, whose certainty has come to be what
+    smoothing asks for, look worse than early ones.
 
     Args:
         shares: weight of each class in the loss, of mean 1 over the training pictures.
+        mixes: pictures get parts of others in training, and are told as both, each by its share.
     """
 
     shares: tuple[float, ...]
+    mixes: bool = False
 
     def __call__(self, model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         pictures, labels = batch
+        if not (self.mixes and model.training):
+            return self._each(model(pictures), labels).mean()
+        pictures, others, own = patched(pictures)
         heads: Heads = model(pictures)
+        return (own * self._each(heads, labels) + (1 - own) * self._each(heads, labels[others])).mean()
+
+    def _each(self, heads: Heads, labels: Tensor) -> Tensor:
+        """(B,): the loss of each picture."""
         weight = heads.breeds.new_tensor(self.shares)[labels]  # (B,)
         breed = F.cross_entropy(heads.breeds, labels, reduction="none", label_smoothing=SMOOTHING)
         cat = (labels != OTHER).to(heads.cat) * (1 - SMOOTHING) + SMOOTHING / 2  # (B,)
-        is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat, weight=self._balance(labels).to(heads.cat))
-        return (1 - CAT_SHARE) * (weight * breed).mean() + CAT_SHARE * is_cat
+        is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat, reduction="none")
+        return (1 - CAT_SHARE) * weight * breed + CAT_SHARE * self._balance(labels).to(heads.cat) * is_cat
 
     def _balance(self, labels: Tensor) -> Tensor:
         """(B,): weights with which all cats together count as much as all others, of mean 1 over the training."""
@@ -141,7 +150,8 @@ def training(
         pictures: labels 0..12 (data.cats).
         pretrained: see `create_classifier`.
         heads_first: share of the run in which the backbone stays as it is.
-        patience: looks without progress after which the run ends; 0: it never ends early.
+        patience: looks without progress after which the run ends, with the weights of the best look; 0: it never ends
+            early, and its last weights are kept.
 
     Raises:
         InputError: an unknown name, or a class without training pictures.
@@ -178,7 +188,7 @@ def training(
         model_cls=create_classifier, size_param="classes", size=len(CLASSES),
         model_kwargs={"backbone": backbone, "pretrained": pretrained},
         dataset=Augmented(train, augmentation), held_out=calibration,
-        objective=Telling(tuple((counts.mean() / counts).tolist())),
+        objective=Telling(tuple((counts.mean() / counts).tolist()), mixes=augmentation == "full"),
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         options=TrainOptions(
             warmup=0.05, decay=0.7, weight_decay=0.02, looks=10, learns_by=0.5, patience=patience,
@@ -186,6 +196,7 @@ def training(
             ema=None if pretrained is False else AVERAGE,  # norms that learn have statistics of the last weights alone
         ),
         config=config, parts=parts, evaluate=judged, finish=finish, half=True,
+        choose=patience > 0,  # weights that few pictures chose look surer on these than they are on others
     )  # fmt: skip
 
 
@@ -203,9 +214,9 @@ def origin(pretrained: bool | str) -> bool | str:
 
 
 def parts_of(pictures: Pictures, backbone: str) -> tuple[Images, Images, Images]:
-    """(to train on, to choose weights and temperature by, held out), normalised as the backbone wants them.
+    """(to train on, to calibrate by, held out), normalised as the backbone wants them.
 
-    Where the data name two held-out parts, val beside test, the first chooses; else CALIBRATION of the training
+    Where the data name two held-out parts, val beside test, the first calibrates; else CALIBRATION of the training
     pictures do, by the hash of their pixels, so that equal ones are on one side.
     """
     if backbone not in BACKBONES:
