@@ -174,7 +174,7 @@ def test_without_labels_it_is_the_null_class(folder: Path) -> None:
 def test_a_class_that_was_never_seen_cannot_be_asked_for(folder: Path) -> None:
     flow = CatFlow.load(folder)
     assert flow.label("bengal") == 1 and flow.label(None) == flow.network.null
-    with pytest.raises(InputError, match="--class: got 'Sphynx', .* allowed are Abyssinian, Bengal, Birman, Bombay$"):
+    with pytest.raises(InputError, match="--class: got 'Sphynx', .* allowed are Abyssinian, Bengal, Birman$"):
         flow.label("Sphynx")
 
 
@@ -196,8 +196,7 @@ def test_where_val_is_beside_test_it_alone_chooses(tmp_path: Path) -> None:
     assert len(made.dataset) == 440 and made.config["held_out_hash"] != made.held_out.fingerprint
     found = train(made, tmp_path, watch=Quiet())
     assert {metric.n for metric in found.metrics} == {30}
-    test = replace(made.held_out, pixels=SQUARES.pixels[:30], labels=torch.from_numpy(SQUARES.labels[:30]))
-    again = CatFlow.load(tmp_path).losses(test.pixels, test.labels).metrics()
+    again = CatFlow.load(tmp_path).losses(SQUARES.pixels[:30], torch.from_numpy(SQUARES.labels[:30])).metrics()
     told = {metric.name: metric.value for metric in found.metrics}
     assert {m.name: m.value for m in again}["loss"] == pytest.approx(told["loss"], rel=FLOAT32)
 

@@ -121,6 +121,33 @@ def test_a_run_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not list((tmp_path / "cut" / "checkpoints").glob("run-*"))
 
 
+def test_a_failure_before_the_first_state_is_told_so(tmp_path: Path) -> None:
+    def show(model: nn.Module, step: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(FitError, match="it had kept no state yet: mend that, and the same call begins anew"):
+        train(training(show=show, show_every=1), tmp_path, watch=Quiet())
+
+
+def test_last_weights_that_are_worse_than_none_make_no_bundle(tmp_path: Path) -> None:
+    """Looks on the way were good; what is kept is ruined at the end."""
+
+    def show(model: nn.Module, step: int) -> None:
+        if step == 40:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1e3)
+
+    options = TrainOptions(device="cpu", looks=4)
+    made = training(show=show, show_every=1, options=options, steps=40, choose=False)
+    with pytest.raises(FitError, match="a net: the weights that are kept .* not learned; lower lr"):
+        train(made, tmp_path, watch=Quiet())
+    assert not (tmp_path / weights.WEIGHTS).exists()
+    assert train(replace(made, choose=True), tmp_path, watch=Quiet()).result.ok  # the best look's are not ruined
+    found = train_several({"a": made}, tmp_path / "several", InlineExecutor(), watch=Quiet())
+    assert found["a"].metrics == () and not (tmp_path / "several" / "a" / weights.WEIGHTS).exists()
+
+
 @pytest.mark.parametrize("name", [weights.WEIGHTS, weights.CONFIG, METRICS, TRAINING])
 def test_a_bundle_that_lost_a_file_is_made_again_without_training(name: str, tmp_path: Path) -> None:
     first = train(training(), tmp_path, watch=Quiet())

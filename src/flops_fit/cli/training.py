@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,7 +185,9 @@ def cats_classifier(
     heads_first: Annotated[
         float, typer.Option(help="share of the run in which the backbone stays as it is, from 0 to below 1")
     ] = 0.1,
-    patience: Annotated[int, typer.Option(min=0, help="looks without progress before it ends early; 0: never")] = 0,
+    patience: Annotated[
+        int, typer.Option(min=0, help="looks without progress before it ends, with its best weights; 0: never")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="of weights, order, changes of pictures")] = 0,
     output: Output = None,
     resume: Resume = True,
@@ -230,10 +233,12 @@ def _left_out(pictures: Pictures) -> None:
 
 
 def _share(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{name}: got {text!r}; allowed are a share of the run, such as 0.05, and auto") from None
+    from flops_fit.train.ema import LONGEST
+
+    with suppress(ValueError):
+        if 0 < float(text) <= LONGEST:
+            return float(text)
+    raise InputError(f"{name}: got {text!r}; allowed are a share of the run above 0 and up to {LONGEST}, and auto")
 
 
 def _count(name: str, text: str) -> int | None:

@@ -66,9 +66,10 @@ class SameConv2d(nn.Conv2d):
             top, bottom = self._zeros(x.shape[2])
             left, right = self._zeros(x.shape[3])
             x = F.pad(x, (left, right, top, bottom))
-        if x.device.type != "cpu" or self.groups == 1 or (kernel == 3 and stride == 1):
+        slow = self.groups > 1 and (kernel > 3 or stride > 1)  # their gradients in bfloat16, several times, on CPUs
+        if not slow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return cast(Tensor, self._conv_forward(x, weight, bias))
-        with torch.autocast("cpu", enabled=False):  # in bfloat16 gradients of these take several times as long there
+        with torch.autocast("cpu", enabled=False):
             return cast(Tensor, self._conv_forward(x.float(), weight, bias).to(x.dtype))
 
     def _zeros(self, side: int) -> tuple[int, int]:

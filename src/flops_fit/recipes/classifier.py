@@ -52,8 +52,7 @@ SAID = 3  # classes that are told of a picture, in words
 class Telling:
     """(model, (pictures, labels (B,))) -> cross-entropy of the breed, and of being a cat; rare classes weigh more.
 
-    Smoothed where it is held out too: by labels that are quite sure, later weights, whose certainty has come to be what
-    smoothing asks for, look worse than early ones.
+    Smoothed on held-out pictures too: looks ask for what training does.
 
     Args:
         shares: weight of each class in the loss, of mean 1 over the training pictures.
@@ -73,11 +72,11 @@ class Telling:
 
     def _each(self, heads: Heads, labels: Tensor) -> Tensor:
         """(B,): the loss of each picture."""
-        weight = heads.breeds.new_tensor(self.shares)[labels]  # (B,)
+        weight = torch.tensor(self.shares, device=labels.device)[labels]  # (B,) float32, whatever the logits are
         breed = F.cross_entropy(heads.breeds, labels, reduction="none", label_smoothing=SMOOTHING)
-        cat = (labels != OTHER).to(heads.cat) * (1 - SMOOTHING) + SMOOTHING / 2  # (B,)
-        is_cat = F.binary_cross_entropy_with_logits(heads.cat, cat, reduction="none")
-        return (1 - CAT_SHARE) * weight * breed + CAT_SHARE * self._balance(labels).to(heads.cat) * is_cat
+        cat = (labels != OTHER).float() * (1 - SMOOTHING) + SMOOTHING / 2  # (B,)
+        is_cat = F.binary_cross_entropy_with_logits(heads.cat.float(), cat, reduction="none")
+        return (1 - CAT_SHARE) * weight * breed + CAT_SHARE * self._balance(labels) * is_cat
 
     def _balance(self, labels: Tensor) -> Tensor:
         """(B,): weights with which all cats together count as much as all others, of mean 1 over the training."""
@@ -166,7 +165,7 @@ def training(
     config = {
         "kind": KIND, "backbone": backbone, "classes": list(CLASSES), "image_size": size, "augmentation": augmentation,
         "pretrained": origin(pretrained),
-        "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}{pictures.but}",
+        "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
 

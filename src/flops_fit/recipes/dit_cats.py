@@ -143,6 +143,8 @@ def training(
         raise InputError.unknown("augmentation", augmentation, AUGMENTATIONS)
     train, held_out = image_pair(pictures, AUGMENTATIONS[augmentation], told=augmentation == "full")
     others = spare(pictures)  # looks, and the length of an average that they choose, are not to know what judges
+    if len(others):
+        enough(val=len(others))
     looked = Images(pictures.pixels[others], torch.from_numpy(pictures.labels)[others], train.mean, train.std)
     known |= {"augments": 2} if train.told else {}
     if precondition is None:
@@ -157,7 +159,7 @@ def training(
         "kind": KIND, "image_size": size, "classes": list(CLASSES), "network": {"hidden": hidden, **known},
         "path": "linear", "predicts": predicts, "precondition": precondition, "times": preset.times,
         "augmentation": train.augment,
-        "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}{pictures.but}",
+        "data": f"{pictures.name}: {len(train):,} pictures of {size} x {size}",
         "data_hash": train.fingerprint, "held_out_hash": held_out.fingerprint,
     }  # fmt: skip
     seen = [CLASSES[number] for number in train.labels.unique().tolist()]
@@ -179,7 +181,7 @@ def training(
             "image_size": size, "classes": len(CLASSES), "network": known, "path": "linear",
             "precondition": precondition, "spectrum": known_spectrum(precondition, spectrum),
         },
-        dataset=train, held_out=looked if len(looked) > 1 else held_out,
+        dataset=train, held_out=looked if len(looked) else held_out,
         objective=CatMatching(len(CLASSES), times=preset.times, predicts=predicts),
         steps=preset.steps, batch_size=preset.batch_size * preset.accumulation, lr=preset.lr, seed=seed,
         micro_batch=preset.batch_size if preset.accumulation > 1 else None,
@@ -218,7 +220,7 @@ class Sheets:
     def of(self, config: Mapping[str, Any], images: Images, spectrum: Spectrum) -> Show:
         def show(model: nn.Module, step: int) -> None:
             flow = whole(config, images, model, spectrum).eval()
-            pixels = flow.sample(torch.arange(len(CLASSES)), method="heun", steps=SHEET_STEPS)
+            pixels = flow.sample(images.labels.unique(), method="heun", steps=SHEET_STEPS)
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             write_png(self.folder / "samples" / f"{step}.png", sheet(pixels, columns=5))
 

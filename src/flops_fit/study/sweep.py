@@ -130,7 +130,8 @@ class Sweep:
                 finally:
                     self.watch = told
                 _save(result, folder)
-                Checkpoints(folder / CHECKPOINTS).tidy()
+                failed = [one.spec for one in journal.results.values() if one.status == "failed"]
+                Checkpoints(folder / CHECKPOINTS).tidy(failed)
         return result
 
     def _keep_schedule(self, folder: Path) -> None:

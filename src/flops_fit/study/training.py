@@ -42,6 +42,7 @@ from flops_fit.train.options import Look, Placement, Show, TrainOptions
 PROBE_SAMPLES = 2
 KEPT = "kept"  # folder of the run's own weights
 METRICS, TRAINING = "metrics.json", "training.json"
+ANEW = "lower lr, or look at the data, and train anew with resume=False (--no-resume)"
 AVERAGED = "averaged"  # beside what the run kept: the best of averages of several lengths
 
 
@@ -131,9 +132,10 @@ def _told(known: Mapping[str, float], beacon: Beacon) -> Look | None:
 def _after_failure(folder: Path, result: RunResult) -> str:
     kept = "; the bundle in the folder is of a run before it" if (folder / TRAINING).exists() else ""
     if result.status == "failed":
-        return f"its last state is kept{kept}: mend that, and the same call goes on from there"
-    told = "lower lr, or look at the data, and train anew with resume=False (--no-resume)"
-    return f"nothing was kept but its journal{kept}: {told}"
+        state = Checkpoints(folder / CHECKPOINTS).kept(result.spec)
+        how = "its last state is kept" if state else "it had kept no state yet"
+        return f"{how}{kept}: mend that, and the same call {'goes on from there' if state else 'begins anew'}"
+    return f"nothing was kept but its journal{kept}: {ANEW}"
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,10 @@ def train_several(
         for name, result in zip(specs, results, strict=True):
             if not result.ok:
                 _forget(folder / name)
-            metrics = _bundle(trainings[name], made[name][0], result, folder / name)
+            try:
+                metrics = _bundle(trainings[name], made[name][0], result, folder / name)
+            except FitError:
+                metrics = ()
             found[name] = Trained(folder / name, result, metrics)
     return found
 
@@ -247,6 +252,10 @@ def _bundle(
     model = trainer.builder.build(training.size)
     assert trainer.placement.weights is not None
     about = _best_weights(training, trainer, result, model)
+    start = result.looks[0][1] if result.looks else math.inf
+    if about["held_out_loss"] > start:  # the run was judged by its best weights, which need not be those that are kept
+        worse = f"the weights that are kept have a held-out loss of {about['held_out_loss']:.4g}, untrained {start:.4g}"
+        raise FitError(f"{training.name}: {worse}: not learned; {ANEW}")
     model.eval()
     if training.half:
         with torch.no_grad():

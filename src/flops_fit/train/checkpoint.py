@@ -14,6 +14,7 @@ import contextlib
 import os
 import random
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,23 @@ class Checkpoints:
         """The run is recorded: its own state is no longer needed."""
         self._run(spec).unlink(missing_ok=True)
 
-    def tidy(self) -> None:
-        """The study is finished. Trunks stay: a budget that is added later goes on from them; 12 bytes a parameter."""
-        self._remove("run-*", "*.new")
+    def kept(self, spec: RunSpec) -> bool:
+        """Whether there is a state of the run's own to go on from."""
+        return self._run(spec).exists()
+
+    def tidy(self, failed: Sequence[RunSpec] = ()) -> None:
+        """The study is finished, but for runs that failed: the next call goes on with those. Trunks stay: a budget that
+        is added later goes on from them; 12 bytes a parameter."""
+        self._remove("run-*", "*.new", but=[self._run(spec) for spec in failed])
 
     def clear(self) -> None:
         """The study begins anew: no state and no mark of before may be used."""
         self._remove("run-*", "trunk-*", "*.new")
 
-    def _remove(self, *patterns: str) -> None:
+    def _remove(self, *patterns: str, but: Sequence[Path] = ()) -> None:
         for left in (path for pattern in patterns for path in self.folder.glob(pattern)):
-            left.unlink(missing_ok=True)
+            if left not in but:
+                left.unlink(missing_ok=True)
 
     def _run(self, spec: RunSpec) -> Path:
         return self.folder / f"run-{spec.key}.pt"

@@ -23,7 +23,9 @@ def power_of(length: float) -> float:
     Karras et al. 2024 (arXiv 2312.02696), Eq. 123: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
     """
     if not 0 < length <= LONGEST:
-        raise InputError(f"ema: got {length}; allowed is a share of the run above 0 and up to {LONGEST}")
+        raise InputError(
+            f"ema: got {length}; allowed is a share of the run above 0 and up to {LONGEST}, or None for none"
+        )
     wide = length**-2
     return float(np.roots([1, 7, 16 - wide, 12 - wide]).real.max())
 
