@@ -66,6 +66,7 @@ SETTINGS = (
 @dataclass(frozen=True)
 class Row(Setting):
     bundle: str = ""  # of its weights
+    classifier: str = ""  # of those of the bundle that tells breeds: agreement and class_score depend on it
     frechet_samples: float = 0.0
     kid_samples: float = 0.0
     precision_samples: float = 0.0
@@ -83,9 +84,10 @@ def measure(bundle: str, data: str) -> None:
     assert eyes.extractor is not None and eyes.classifier is not None
     real = Labelled(eyes.extractor(sets.every.rows), sets.every.labels)
     told_real = eyes.classifier(sets.held_out.rows)
-    done = {tuple(str(row[one]) for one in (*vars(Setting()), "bundle")) for row in read(FILE)}
+    judge = eyes.hashes[JUDGES.classifier][:12]
+    done = {tuple(str(row[one]) for one in (*vars(Setting()), "bundle", "classifier")) for row in read(FILE)}
     for setting in SETTINGS:
-        if tuple(str(value) for value in (*vars(Setting(**_numbers(setting))).values(), name)) in done:
+        if tuple(str(value) for value in (*vars(Setting(**_numbers(setting))).values(), name, judge)) in done:
             continue
         flow.config["sampling"] = setting.config
         began, found = time.perf_counter(), Findings()
@@ -97,7 +99,7 @@ def measure(bundle: str, data: str) -> None:
         of_classifier(found, told, made.labels, told_real, sets.held_out.labels, classes)
         known = {one.name: one.value for one in found.metrics}
         measured = {one: round(known[one], 5) for one in vars(Row()) if one in known}
-        add(FILE, [Row(**_numbers(setting), bundle=name, **measured, seconds=round(taken, 1))])
+        add(FILE, [Row(**_numbers(setting), bundle=name, classifier=judge, **measured, seconds=round(taken, 1))])
         print(setting, measured, f"{taken:.0f} s", flush=True)
 
 

@@ -22,7 +22,7 @@ def add(file: Path, rows: Sequence[Any]) -> None:
     """Dataclasses of one kind."""
     fresh = not file.exists()
     with file.open("a", newline="", encoding="utf-8") as opened:
-        table = csv.DictWriter(opened, list(asdict(rows[0])))
+        table = csv.DictWriter(opened, list(asdict(rows[0])), lineterminator="\n")
         if fresh:
             table.writeheader()
         table.writerows(asdict(row) for row in rows)

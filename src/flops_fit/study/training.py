@@ -32,7 +32,7 @@ from flops_fit.runs.task import Progress
 from flops_fit.runs.watch import Watch, default_watch
 from flops_fit.study.work import CHECKPOINTS, work_off
 from flops_fit.train.checkpoint import Checkpoints
-from flops_fit.train.engine import Trainer
+from flops_fit.train.engine import WORSE_THAN_START, Trainer
 from flops_fit.train.identity import code_hash
 from flops_fit.train.keep import BEST, LAST, SNAPSHOTS, averaged_after
 from flops_fit.train.loss import Objective, unit_of
@@ -252,8 +252,9 @@ def _bundle(
     model = trainer.builder.build(training.size)
     assert trainer.placement.weights is not None
     about = _best_weights(training, trainer, result, model)
-    start = result.looks[0][1] if result.looks else math.inf
-    if about["held_out_loss"] > start:  # the run was judged by its best weights, which need not be those that are kept
+    start = result.looks[0][1] if result.looks else 0.0
+    # the run was judged by its best weights, which need not be those that are kept
+    if start > 0 and about["held_out_loss"] > WORSE_THAN_START * start:
         worse = f"the weights that are kept have a held-out loss of {about['held_out_loss']:.4g}, untrained {start:.4g}"
         raise FitError(f"{training.name}: {worse}: not learned; {ANEW}")
     model.eval()
