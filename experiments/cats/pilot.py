@@ -45,7 +45,8 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(), *(Setting(precondition=kind) for kind in ("residual", "unit", "spectral")), Setting(predicts="data"),
+    Setting(), Setting(precondition="residual"), Setting(predicts="data"),
+    *(Setting(precondition=kind) for kind in ("unit", "spectral")),
     *(Setting(lr=lr) for lr in (2e-3, 8e-3)), *(Setting(optimizer="adamw", lr=lr) for lr in (1e-3, 3e-3)),
     Setting(skips=False), Setting(times="uniform"), Setting(augmentation="full"), Setting(hidden=128),
     Setting(hidden=192),
