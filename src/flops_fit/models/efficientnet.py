@@ -66,7 +66,7 @@ class SameConv2d(nn.Conv2d):
             top, bottom = self._zeros(x.shape[2])
             left, right = self._zeros(x.shape[3])
             x = F.pad(x, (left, right, top, bottom))
-        slow = self.groups > 1 and (kernel > 3 or stride > 1)  # their gradients in bfloat16, several times, on CPUs
+        slow = self.groups > 1 and (kernel > 3 or stride > 1)  # in bfloat16 CPUs take several times as long for these
         if not slow or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return cast(Tensor, self._conv_forward(x, weight, bias))
         with torch.autocast("cpu", enabled=False):
